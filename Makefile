@@ -1,21 +1,57 @@
 # Learnos: every common task, by name. `make help` lists them.
 SHELL := /bin/bash
 GO ?= go
-export CGO_ENABLED ?= 0
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w
 BINS := learnos nodeagent gateway web
+DATA ?= /var/lib/learnos
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@2026.1
 
-.PHONY: help build init panel
+.DEFAULT_GOAL := help
+.PHONY: help setup init panel build up test lint fuzz bench clean
+
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+up: setup build ## set up, build and start the whole product on this machine (Ctrl-C stops it; environments stay)
+	@if [ "$$(id -u)" -eq 0 ]; then exec bin/learnos up --data-dir $(DATA) $(ARGS); \
+	elif command -v sudo >/dev/null; then echo "make up: containers need root, so sudo starts bin/learnos"; exec sudo bin/learnos up --data-dir $(DATA) $(ARGS); \
+	else echo "make up: containers need root: run it as root, or install sudo"; exit 1; fi
+
+setup: ## install what building and running need (apt), and say what
+	@scripts/setup build
 
 init: ## build PID 1 of an environment, which package runtime embeds
 	@mkdir -p runtime/embedded
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o runtime/embedded/init ./init
 
-panel: ## build the browser panel into web/dist
-	cd web/panel && npm ci --no-progress && npm run build
+web/panel/node_modules: web/panel/package-lock.json
+	cd web/panel && npm ci --no-progress --no-audit --no-fund
+	@touch $@
+
+panel: web/panel/node_modules ## build the browser panel into web/dist
+	cd web/panel && npm run --silent build
 
 build: init panel ## build every binary into bin/
 	@mkdir -p bin
-	for b in $(BINS); do $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/$$b ./cmd/$$b || exit 1; done
+	set -e; for b in $(BINS); do CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/$$b ./cmd/$$b; done
+
+test: ## install what tests need, build, and run every test
+	@scripts/setup test
+	@if [ "$$(id -u)" -ne 0 ]; then echo "make test: most tests make real containers and need root: run it as root"; exit 1; fi
+	$(MAKE) build
+	cd web/panel && npm run --silent check && npm test --silent
+	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 40m $(TESTFLAGS) ./...
+
+lint: ## gofmt, go vet, staticcheck, and the panel's type check
+	@out=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$out" ]; then echo "gofmt would change:"; echo "$$out"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+	cd web/panel && npm run --silent check
+
+bench: build ## measure: create to first prompt byte, and each room's own benchmarks
+	$(GO) run ./tests/bench $(ARGS)
+
+clean: ## remove what building left here (never an environment or a data directory)
+	rm -rf bin runtime/embedded/init web/panel/node_modules
+	find web/dist -mindepth 1 ! -name .gitkeep -delete
