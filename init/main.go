@@ -1,0 +1,4 @@
+// Command init is PID 1 of an environment.
+package main
+
+func main() {}
