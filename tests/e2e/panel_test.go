@@ -31,6 +31,10 @@ func browser(t *testing.T, ctx context.Context) context.Context {
 		chromedp.UserDataDir(t.TempDir()))
 	alloc, cancelAlloc := chromedp.NewExecAllocator(ctx, opts...)
 	tab, cancelTab := chromedp.NewContext(alloc)
+	// The first call starts the browser and ties its life to its own context.
+	if err := chromedp.Do(tab); err != nil {
+		t.Fatalf("start chromium: %v", err)
+	}
 	t.Cleanup(func() {
 		if t.Failed() {
 			keep(t, tab, "failed")
@@ -54,8 +58,8 @@ func chromium() (string, error) {
 func keep(t *testing.T, tab context.Context, what string) {
 	ctx, cancel := context.WithTimeout(tab, 10*time.Second)
 	defer cancel()
-	var png []byte
-	if err := chromedp.Run(ctx, chromedp.CaptureScreenshot(&png)); err != nil {
+	png, err := chromedp.Run(ctx, chromedp.CaptureScreenshot())
+	if err != nil {
 		t.Logf("screenshot: %v", err)
 		return
 	}
@@ -70,29 +74,31 @@ func keep(t *testing.T, tab context.Context, what string) {
 func testid(id string) string { return fmt.Sprintf(`[data-testid=%q]`, id) }
 
 // see waits until the terminal on the screen shows want.
-func see(want string) chromedp.Action {
-	return chromedp.ActionFunc(func(ctx context.Context) error {
-		var got string
+func see(want string) chromedp.Action[chromedp.Void] {
+	return func(ctx context.Context, t *chromedp.Target) (none chromedp.Void, err error) {
 		for {
-			err := chromedp.Evaluate(`window.__learnosTerm ? window.__learnosTerm.text() : ""`, &got).Do(ctx)
+			got, err := onScreen(ctx, t)
 			if err == nil && strings.Contains(got, want) {
-				return nil
+				return none, nil
 			}
 			select {
 			case <-ctx.Done():
-				return fmt.Errorf("%q never came on the screen: %w; it shows %.2000q", want, ctx.Err(), got)
+				return none, fmt.Errorf("%q never came on the screen: %w; it shows %.2000q", want, ctx.Err(), got)
 			case <-time.After(50 * time.Millisecond):
 			}
 		}
-	})
+	}
 }
 
+// onScreen is the text of the terminal that is shown, with its scrollback.
+var onScreen = chromedp.Evaluate[string](`window.__learnosTerm ? window.__learnosTerm.text() : ""`)
+
 // run performs the actions in the tab, within a minute.
-func run(t *testing.T, tab context.Context, what string, actions ...chromedp.Action) {
+func run(t *testing.T, tab context.Context, what string, actions ...chromedp.Action[chromedp.Void]) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(tab, time.Minute)
 	defer cancel()
-	if err := chromedp.Run(ctx, actions...); err != nil {
+	if err := chromedp.Do(ctx, actions...); err != nil {
 		t.Fatalf("%s: %v", what, err)
 	}
 }
@@ -182,26 +188,22 @@ func TestTopSurvivesKills(t *testing.T) {
 }
 
 // changes waits until the terminal shows something it did not show before.
-func changes() chromedp.Action {
-	return chromedp.ActionFunc(func(ctx context.Context) error {
-		text := func() (s string, err error) {
-			err = chromedp.Evaluate(`window.__learnosTerm ? window.__learnosTerm.text() : ""`, &s).Do(ctx)
-			return s, err
-		}
-		before, err := text()
+func changes() chromedp.Action[chromedp.Void] {
+	return func(ctx context.Context, t *chromedp.Target) (none chromedp.Void, err error) {
+		before, err := onScreen(ctx, t)
 		if err != nil {
-			return err
+			return none, err
 		}
 		for {
-			now, err := text()
+			now, err := onScreen(ctx, t)
 			if err == nil && now != before && strings.Contains(now, "Load average") {
-				return nil
+				return none, nil
 			}
 			select {
 			case <-ctx.Done():
-				return fmt.Errorf("the screen stands still: %w; it shows %.1000q", ctx.Err(), now)
+				return none, fmt.Errorf("the screen stands still: %w; it shows %.1000q", ctx.Err(), now)
 			case <-time.After(100 * time.Millisecond):
 			}
 		}
-	})
+	}
 }
