@@ -1,0 +1,1 @@
+export function mockApi(): import('vite').Plugin { return { name: 'learnos:mock' }; }

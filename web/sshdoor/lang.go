@@ -1,0 +1,82 @@
+package sshdoor
+
+import "strings"
+
+// words are everything the door says to a person, in one language.
+type words struct {
+	welcome, images, environments, none, filter, help, helpEnv, confirm, deleting, noMatch       string
+	preparing, queued, queuedAt, pulling, creating, starting, ready, stays, gone, back, takesOver string
+	failed, hint, cancelled                                                                       string
+	states                                                                                        map[string]string
+}
+
+var english = words{
+	welcome:      "Welcome to Learnos, %s",
+	images:       "Start a new machine",
+	environments: "Your machines",
+	none:         "none is running",
+	filter:       "filter",
+	help:         "↑↓ move · type to filter · Tab completes · Enter starts · q quits",
+	helpEnv:      "↑↓ move · Enter opens · d or Del deletes · type to filter · q quits",
+	confirm:      "Delete %s and everything in it? y/N",
+	deleting:     "deleting %s…",
+	noMatch:      "nothing is called like that; Backspace widens the search",
+	preparing:    "preparing",
+	queued:       "waiting for room on a node",
+	queuedAt:     "waiting for room on a node, %d before you",
+	pulling:      "fetching the image",
+	creating:     "creating",
+	starting:     "starting",
+	ready:        "ready",
+	stays:        "%s keeps running until it is idle; come back with: ssh %s+%s@…",
+	gone:         "%s ends with this shell",
+	back:         "back in the shell that was left open",
+	takesOver:    "connection lost; trying again",
+	failed:       "could not start",
+	hint:         "what to do",
+	cancelled:    "cancelled",
+	states: map[string]string{"queued": "queued", "pulling": "fetching", "creating": "creating", "running": "running",
+		"stopping": "stopping", "deleted": "deleted", "failed": "failed", "overstep": "over quota"},
+}
+
+var chinese = words{
+	welcome:      "欢迎来到 Learnos，%s",
+	images:       "新建一台机器",
+	environments: "你的机器",
+	none:         "没有正在运行的",
+	filter:       "筛选",
+	help:         "↑↓ 移动 · 输入文字筛选 · Tab 补全 · 回车启动 · q 退出",
+	helpEnv:      "↑↓ 移动 · 回车打开 · d 或 Del 删除 · 输入文字筛选 · q 退出",
+	confirm:      "删除 %s 及其全部内容？ y/N",
+	deleting:     "正在删除 %s…",
+	noMatch:      "没有匹配的名称；按退格键放宽筛选",
+	preparing:    "准备中",
+	queued:       "正在等待节点空位",
+	queuedAt:     "正在等待节点空位，前面还有 %d 个",
+	pulling:      "正在获取镜像",
+	creating:     "正在创建",
+	starting:     "正在启动",
+	ready:        "就绪",
+	stays:        "%s 会继续运行直到闲置；可用 ssh %s+%s@… 回来",
+	gone:         "退出后 %s 即被删除",
+	back:         "已回到之前未关闭的终端",
+	takesOver:    "连接中断，正在重试",
+	failed:       "无法启动",
+	hint:         "建议",
+	cancelled:    "已取消",
+	states: map[string]string{"queued": "排队中", "pulling": "获取镜像", "creating": "创建中", "running": "运行中",
+		"stopping": "停止中", "deleted": "已删除", "failed": "失败", "overstep": "超出配额"},
+}
+
+// language picks by the locale variables that the client sent, in the order that POSIX gives them.
+func language(env map[string]string) words {
+	for _, name := range []string{"LC_ALL", "LC_MESSAGES", "LANG"} {
+		if v := env[name]; v != "" {
+			if strings.HasPrefix(strings.ToLower(v), "zh") {
+				return chinese
+			}
+			return english
+		}
+	}
+	return english
+}
