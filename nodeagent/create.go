@@ -1,0 +1,449 @@
+package nodeagent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/learnos/learnos/netbridge"
+	"github.com/learnos/learnos/rootfs"
+	"github.com/learnos/learnos/runtime"
+)
+
+// CreateOptions describe an environment to be.
+type CreateOptions struct {
+	ID       string // empty: a new one
+	Name     string // empty: none
+	Hostname string // empty: the id's first 12 characters
+	Image    *rootfs.Image
+
+	// Args are the main command's; empty: the image's. Entrypoint, when not nil, replaces the image's.
+	Args       []string
+	Entrypoint *string
+	NoMain     bool     // no main command at all: init waits for sessions
+	Env        []string // KEY=VALUE, over the image's
+	Cwd        string   // empty: the image's
+	User       string   // empty: the image's
+	TTY        bool
+	Cols, Rows uint16
+
+	Owner      string // OwnerForeground, OwnerDetached or OwnerPlatform
+	AutoRemove bool
+	Net        string // NetBridge (also when empty), NetNone, NetHost
+	Ports      []netbridge.Port
+	Volumes    []Volume
+	Limits     Limits
+	ReadOnly   bool
+	HostUsers  bool // no user namespace; all else stays locked down
+	Platform   *PlatformRecord
+
+	// Stage, when not nil, hears what the create is at.
+	Stage func(stage string)
+}
+
+// Environment is one disposable machine on this node.
+type Environment struct {
+	node *Node
+	c    *runtime.Container
+
+	mu  sync.Mutex
+	rec Record
+}
+
+// Record is a copy of what the node knows about it.
+func (e *Environment) Record() Record {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.rec
+}
+
+// ID is the environment's id.
+func (e *Environment) ID() string { return e.rec.ID }
+
+// Container is the process tree itself.
+func (e *Environment) Container() *runtime.Container { return e.c }
+
+// update changes the record, on disk too.
+func (e *Environment) update(change func(r *Record)) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	change(&e.rec)
+	return e.node.save(&e.rec)
+}
+
+// check refuses what can't work before anything exists, with the words a person needs to put it right.
+func (o *CreateOptions) check() error {
+	switch {
+	case o.Image == nil:
+		return errors.New("no image given")
+	case o.ID != "" && !idPattern.MatchString(o.ID):
+		return fmt.Errorf("id %q: want lowercase letters, digits and dashes, at most 63", o.ID)
+	case o.Name != "" && !namePattern.MatchString(o.Name):
+		return fmt.Errorf("name %q: want letters, digits, '_', '.' and '-', beginning with a letter or digit, at most 63", o.Name)
+	case o.Hostname != "" && !hostPattern.MatchString(o.Hostname):
+		return fmt.Errorf("hostname %q: want letters, digits, '.' and '-', at most 63", o.Hostname)
+	case o.Cwd != "" && !path.IsAbs(o.Cwd):
+		return fmt.Errorf("working directory %q: want an absolute path", o.Cwd)
+	case o.Net != NetBridge && o.Net != NetNone && o.Net != NetHost:
+		return fmt.Errorf("network %q: want bridge, none or host", o.Net)
+	case o.Net != NetBridge && len(o.Ports) > 0:
+		return fmt.Errorf("published ports need the bridge network, not %q", o.Net)
+	}
+	for _, kv := range o.Env {
+		if key, _, ok := strings.Cut(kv, "="); !ok || key == "" || strings.ContainsRune(kv, 0) {
+			return fmt.Errorf("environment variable %q: want NAME=VALUE", kv)
+		}
+	}
+	for _, v := range o.Volumes {
+		if !path.IsAbs(v.Source) || !path.IsAbs(v.Destination) || path.Clean(v.Destination) == "/" {
+			return fmt.Errorf("volume %s:%s: want two absolute paths, the second not /", v.Source, v.Destination)
+		}
+		if _, err := os.Stat(v.Source); err != nil {
+			return fmt.Errorf("volume %s: %w (create it first)", v.Source, err)
+		}
+	}
+	return nil
+}
+
+// record is the environment's first record, state creating.
+func (o *CreateOptions) record() *Record {
+	r := &Record{
+		ID: o.ID, Name: o.Name, Hostname: o.Hostname,
+		Image: o.Image.Name, Digest: o.Image.Digest,
+		TTY: o.TTY, State: StateCreating, Owner: o.Owner, Maker: self(), AutoRemove: o.AutoRemove,
+		Net: o.Net, Ports: o.Ports, Volumes: o.Volumes, Limits: o.Limits, ReadOnly: o.ReadOnly,
+		Cwd: o.Cwd, User: o.User, CreatedAt: time.Now().UTC(), Platform: o.Platform,
+	}
+	cfg := o.Image.Config
+	if r.Cwd == "" {
+		r.Cwd = cfg.WorkingDir
+	}
+	if !path.IsAbs(r.Cwd) {
+		r.Cwd = "/" + r.Cwd
+	}
+	if r.User == "" {
+		r.User = cfg.User
+	}
+	if !o.NoMain {
+		r.Args = commandOf(cfg, o.Entrypoint, o.Args)
+	}
+	r.Env = mergeEnv([]string{"PATH=" + defaultPath, "HOSTNAME=" + r.Hostname}, cfg.Env, o.Env)
+	return r
+}
+
+// Create makes an environment and starts it. When it fails nothing of it is left; when its process is killed half
+// way, what is left has a record that says so, and Sweep clears it.
+func (n *Node) Create(ctx context.Context, o CreateOptions) (*Environment, error) {
+	if o.Net == "" {
+		o.Net = NetBridge
+	}
+	if o.ID == "" {
+		o.ID = NewID()
+	}
+	if o.Hostname == "" {
+		o.Hostname = strings.TrimRight(o.ID[:min(12, len(o.ID))], "-")
+	}
+	if err := o.check(); err != nil {
+		return nil, err
+	}
+	r := o.record()
+	if !o.NoMain && len(r.Args) == 0 {
+		return nil, fmt.Errorf("image %q has no command of its own: say which to run", o.Image.Name)
+	}
+	b := &builder{node: n, o: &o, env: &Environment{node: n, rec: *r}, timings: map[string]int64{}}
+	if err := b.build(ctx); err != nil {
+		b.revert()
+		return nil, err
+	}
+	return b.env, nil
+}
+
+// builder carries one create through its stages.
+type builder struct {
+	node *Node
+	o    *CreateOptions
+	env  *Environment
+
+	mu      sync.Mutex
+	timings map[string]int64
+	undo    []func(context.Context) error // in the order done
+	netns   *os.File
+	userns  *os.File
+}
+
+// onFailure remembers how to undo a step that was, or may have been, done.
+func (b *builder) onFailure(f func(context.Context) error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.undo = append(b.undo, f)
+}
+
+// revert undoes every step, last first. It does not hear the create's context: that may be what ended it.
+func (b *builder) revert() {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	for _, f := range slices.Backward(b.undo) {
+		_ = f(ctx) // what can't be undone now has a record on disk, and Sweep comes by
+	}
+}
+
+// timed runs a stage and notes how long it took.
+func (b *builder) timed(stage string, f func() error) error {
+	begin := time.Now()
+	err := f()
+	b.mu.Lock()
+	b.timings[stage] = time.Since(begin).Microseconds()
+	b.mu.Unlock()
+	return err
+}
+
+func (b *builder) build(ctx context.Context) (err error) {
+	n, r := b.node, &b.env.rec
+	begin := time.Now()
+	if b.o.Stage != nil {
+		b.o.Stage(StateCreating)
+	}
+	if err := b.claim(); err != nil {
+		return err
+	}
+	unlock, err := n.lock(r.ID)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	defer func() {
+		for _, f := range []*os.File{b.netns, b.userns} {
+			if f != nil {
+				_ = f.Close()
+			}
+		}
+	}()
+
+	spec, err := buildSpec(r)
+	if err != nil {
+		return err
+	}
+	var snapshot *rootfs.Snapshot
+	var bridge *netbridge.Bridge
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return b.timed("runtime", func() error { return b.container(gctx, spec) }) })
+	g.Go(func() error {
+		return b.timed("snapshot", func() (err error) {
+			b.onFailure(func(ctx context.Context) error { return n.images.Release(ctx, r.ID) })
+			if snapshot, err = n.images.Prepare(gctx, r.ID, b.o.Image, rootfs.SnapshotOptions{HostUID: r.FirstID, HostGID: r.FirstID, Volatile: true}); err != nil {
+				return fmt.Errorf("prepare the disk: %w", err)
+			}
+			return nil
+		})
+	})
+	if r.Net == NetBridge {
+		g.Go(func() error {
+			return b.timed("bridge", func() (err error) {
+				bridge, err = n.Bridge(gctx)
+				return err
+			})
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+
+	var root *os.File
+	defer func() {
+		if root != nil {
+			_ = root.Close()
+		}
+	}()
+	var own netip.Addr
+	g, gctx = errgroup.WithContext(ctx)
+	g.Go(func() error {
+		return b.timed("mount", func() (err error) {
+			// Writable for now: /etc is still to be filled in. seal makes it read-only if that was asked for.
+			if root, err = snapshot.Mount(gctx, b.userns, false); err != nil {
+				return fmt.Errorf("mount the disk: %w", err)
+			}
+			return nil
+		})
+	})
+	g.Go(func() error {
+		return b.timed("network", func() (err error) {
+			own, err = b.network(gctx, bridge)
+			return err
+		})
+	})
+	if err := g.Wait(); err != nil {
+		return err
+	}
+
+	if err := b.timed("etc", func() error { return b.etc(root, own) }); err != nil {
+		return err
+	}
+	mounts, closeMounts, err := b.mounts(ctx)
+	defer closeMounts()
+	if err != nil {
+		return err
+	}
+	if err := b.timed("start", func() error {
+		return b.env.c.Start(ctx, runtime.StartOptions{Root: root, Mounts: mounts})
+	}); err != nil {
+		return fmt.Errorf("start: %w", err)
+	}
+	b.timings["total"] = time.Since(begin).Microseconds()
+	return b.env.update(func(r *Record) {
+		r.State, r.StartedAt, r.Timings, r.PID = StateRunning, time.Now().UTC(), b.timings, b.env.c.PID()
+		if own.IsValid() {
+			r.Address = own.String()
+		}
+	})
+}
+
+// claim takes what is exclusive: the directory, the name, the range of ids; and leaves the record that says so.
+func (b *builder) claim() error {
+	n, r := b.node, &b.env.rec
+	if err := os.Mkdir(n.envDir(r.ID), 0o700); err != nil {
+		if errors.Is(err, os.ErrExist) {
+			return fmt.Errorf("environment %s exists already", r.ID)
+		}
+		return fmt.Errorf("environment %s: %w", r.ID, err)
+	}
+	b.onFailure(func(context.Context) error { return os.RemoveAll(n.envDir(r.ID)) })
+	if err := n.save(r); err != nil {
+		return err
+	}
+	if r.Name != "" {
+		if err := n.takeName(r.Name, r.ID); err != nil {
+			return err
+		}
+		b.onFailure(func(context.Context) error { n.dropName(r.Name, r.ID); return nil })
+	}
+	if b.o.HostUsers {
+		return nil
+	}
+	first, err := n.ids.allocate(r.ID)
+	if err != nil {
+		return err
+	}
+	r.FirstID = first
+	b.onFailure(func(context.Context) error { return n.ids.release(first, r.ID) })
+	return n.save(r)
+}
+
+// container makes namespaces and cgroup, with init waiting in them.
+func (b *builder) container(ctx context.Context, spec *specs.Spec) error {
+	n, r := b.node, &b.env.rec
+	o := runtime.CreateOptions{ID: r.ID, Spec: spec, DieWithParent: r.Owner == OwnerForeground}
+	if r.Args != nil {
+		o.Main = &runtime.SessionSpec{
+			ID: mainSession, Args: r.Args, Env: r.Env, Cwd: r.Cwd, User: r.User, TTY: r.TTY, Cols: b.o.Cols, Rows: b.o.Rows,
+		}
+	}
+	if r.Owner == OwnerDetached && !r.TTY {
+		o.Log = &runtime.LogFiles{Path: n.logPath(r.ID)}
+	}
+	b.onFailure(func(ctx context.Context) error {
+		if b.env.c == nil {
+			return nil
+		}
+		return b.env.c.Delete(ctx)
+	})
+	c, err := n.runtime.Create(ctx, o)
+	if err != nil {
+		return fmt.Errorf("create: %w", err)
+	}
+	b.env.c = c
+	if r.FirstID != 0 {
+		if b.userns, err = c.NamespaceFD(specs.UserNamespace); err != nil {
+			return fmt.Errorf("user namespace: %w", err)
+		}
+	}
+	if r.Net != NetHost {
+		if b.netns, err = c.NamespaceFD(specs.NetworkNamespace); err != nil {
+			return fmt.Errorf("network namespace: %w", err)
+		}
+	}
+	return nil
+}
+
+// network gives the environment what its mode says, and returns its address in bridge mode.
+func (b *builder) network(ctx context.Context, bridge *netbridge.Bridge) (netip.Addr, error) {
+	r := &b.env.rec
+	switch r.Net {
+	case NetNone:
+		if err := netbridge.Loopback(ctx, b.netns); err != nil {
+			return netip.Addr{}, fmt.Errorf("loopback: %w", err)
+		}
+	case NetBridge:
+		b.onFailure(func(ctx context.Context) error { return bridge.Detach(ctx, r.ID) })
+		a, err := bridge.Attach(ctx, r.ID, b.netns, netbridge.AttachOptions{Ports: r.Ports, Hostname: r.Hostname})
+		if err != nil {
+			return netip.Addr{}, fmt.Errorf("network: %w", err)
+		}
+		return a.IP, nil
+	}
+	return netip.Addr{}, nil
+}
+
+// etc writes the generated files of /etc, then seals the root if it is to be read-only.
+func (b *builder) etc(root *os.File, own netip.Addr) error {
+	r := &b.env.rec
+	host, err := os.ReadFile("/etc/hosts")
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("read the host's hosts: %w", err)
+	}
+	files := map[string][]byte{
+		"hosts":    hostsFile(host, r.Hostname, own),
+		"hostname": []byte(r.Hostname + "\n"),
+	}
+	if r.Net != NetNone {
+		files["resolv.conf"] = resolvConf(r.Net)
+	}
+	if err := writeEtc(root, files, r.FirstID, r.FirstID); err != nil {
+		return err
+	}
+	if !r.ReadOnly {
+		return nil
+	}
+	return unix.MountSetattr(int(root.Fd()), "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+}
+
+// mounts opens what is mounted from outside. The returned function closes it all and is never nil.
+func (b *builder) mounts(ctx context.Context) ([]runtime.MountFD, func(), error) {
+	r := &b.env.rec
+	var list []runtime.MountFD
+	closeAll := func() {
+		for _, m := range list {
+			_ = m.FD.Close()
+		}
+	}
+	if r.Net == NetHost && r.FirstID != 0 {
+		fd, err := unix.OpenTree(unix.AT_FDCWD, "/sys", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+		if err != nil {
+			return nil, closeAll, fmt.Errorf("the host's sysfs: %w", err)
+		}
+		list = append(list, runtime.MountFD{Destination: "/sys", FD: os.NewFile(uintptr(fd), "/sys")})
+		attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC}
+		if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, attr); err != nil {
+			return nil, closeAll, fmt.Errorf("the host's sysfs, read-only: %w", err)
+		}
+	}
+	for _, v := range r.Volumes {
+		fd, err := rootfs.Volume(ctx, filepath.Clean(v.Source), b.userns, v.ReadOnly)
+		if err != nil {
+			return nil, closeAll, fmt.Errorf("volume %s: %w", v.Source, err)
+		}
+		list = append(list, runtime.MountFD{Destination: v.Destination, FD: fd})
+	}
+	return list, closeAll, nil
+}

@@ -1,0 +1,276 @@
+package nodeagent
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/learnos/learnos/netbridge"
+	"github.com/learnos/learnos/runtime"
+)
+
+// mainSession is the id of the session that runs an environment's main command.
+const mainSession = "main"
+
+// logPath is where init writes the output of a detached environment's command.
+func (n *Node) logPath(id string) string { return filepath.Join(n.envDir(id), "output.log") }
+
+func sortRecords(all []*Record) {
+	slices.SortFunc(all, func(a, b *Record) int {
+		return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.ID, b.ID))
+	})
+}
+
+// Load takes up an environment that another process (or this one, in an earlier life) made. ErrNotRunning when
+// its record is there but it has ended.
+func (n *Node) Load(ctx context.Context, id string) (*Environment, error) {
+	r, err := n.Record(id)
+	if err != nil {
+		return nil, err
+	}
+	if r.State != StateRunning {
+		return nil, fmt.Errorf("%w: %s is %s", ErrNotRunning, describe(r), r.State)
+	}
+	c, err := n.runtime.Load(ctx, id)
+	if errors.Is(err, runtime.ErrNotFound) {
+		return nil, fmt.Errorf("%w: %s", ErrNotRunning, describe(r))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("load environment %s: %w", id, err)
+	}
+	return &Environment{node: n, c: c, rec: *r}, nil
+}
+
+// describe names an environment as a person knows it.
+func describe(r *Record) string {
+	if r.Name != "" {
+		return r.Name
+	}
+	return r.ID
+}
+
+// Alive tells whether the environment's init still runs.
+func (e *Environment) Alive() bool {
+	_, alive := startTime(e.c.PID())
+	return alive
+}
+
+// Wait waits for the environment to end and tells how its main command did.
+func (e *Environment) Wait(ctx context.Context) (ExitStatus, error) {
+	s, err := e.c.Wait(ctx)
+	if err != nil {
+		return ExitStatus{}, fmt.Errorf("wait for environment %s: %w", e.ID(), err)
+	}
+	return *exitStatus(s), nil
+}
+
+// Stop asks the main command to end (SIGTERM), and ends the environment by force after grace. It returns when
+// nothing runs in it any more.
+func (e *Environment) Stop(ctx context.Context, grace time.Duration) error {
+	if len(e.Record().Args) > 0 && grace > 0 {
+		if err := e.c.Signal(ctx, unix.SIGTERM); err == nil {
+			wait, cancel := context.WithTimeout(ctx, grace)
+			_, err = e.c.Wait(wait)
+			cancel()
+			if err == nil {
+				return nil
+			}
+		}
+	}
+	return e.Kill(ctx)
+}
+
+// Kill ends everything in the environment, at once.
+func (e *Environment) Kill(ctx context.Context) error {
+	if err := e.c.Kill(ctx); err != nil {
+		return fmt.Errorf("kill environment %s: %w", e.ID(), err)
+	}
+	if _, err := e.c.Wait(ctx); err != nil {
+		return fmt.Errorf("wait for killed environment %s: %w", e.ID(), err)
+	}
+	return nil
+}
+
+// Delete ends the environment and removes all of it. It is idempotent.
+func (e *Environment) Delete(ctx context.Context) error { return e.node.Delete(ctx, e.ID()) }
+
+// Finish is for who waited an environment's end: what it held is given back. Its record and logs stay, unless it
+// was to be removed by itself.
+func (e *Environment) Finish(ctx context.Context, status ExitStatus) error {
+	return e.node.finish(ctx, e.ID(), &status, "")
+}
+
+// Delete ends the environment of that id, whatever state it is in, and removes all of it. It is idempotent.
+func (n *Node) Delete(ctx context.Context, id string) error {
+	unlock, err := n.lock(id)
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return n.deleteLocked(ctx, id)
+}
+
+func (n *Node) deleteLocked(ctx context.Context, id string) error {
+	r, err := n.Record(id)
+	if err != nil {
+		r = &Record{ID: id} // unreadable: clear what carries its id
+	} else if r.State != StateExited && r.State != StateStopping {
+		r.State = StateStopping
+		if err := n.save(r); err != nil {
+			return err
+		}
+	}
+	if r.State != StateExited {
+		if err := n.teardown(ctx, r); err != nil {
+			return err
+		}
+	}
+	if r.Name != "" {
+		n.dropName(r.Name, id)
+	}
+	// The record goes first: from then on whatever else a crash leaves in the directory is nobody's.
+	if err := os.Remove(filepath.Join(n.envDir(id), "env.json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove environment %s: %w", id, err)
+	}
+	if err := os.RemoveAll(n.envDir(id)); err != nil {
+		return fmt.Errorf("remove environment %s: %w", id, err)
+	}
+	return nil
+}
+
+// teardown gives back everything the environment holds outside its directory: processes, then its address, disk,
+// cgroup, and last its ids, which nothing may bear when the next one gets them.
+func (n *Node) teardown(ctx context.Context, r *Record) error {
+	var errs []error
+	c, err := n.runtime.Load(ctx, r.ID)
+	switch {
+	case err == nil:
+		if err := c.Kill(ctx); err != nil {
+			return fmt.Errorf("kill environment %s: %w", r.ID, err)
+		}
+	case !errors.Is(err, runtime.ErrNotFound):
+		return fmt.Errorf("load environment %s: %w", r.ID, err)
+	}
+	if b, err := n.existingBridge(ctx); err != nil {
+		errs = append(errs, err)
+	} else if b != nil {
+		if err := b.Detach(ctx, r.ID); err != nil {
+			errs = append(errs, fmt.Errorf("release the address of %s: %w", r.ID, err))
+		}
+	}
+	if c != nil {
+		if err := c.Delete(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("remove environment %s: %w", r.ID, err))
+		}
+	}
+	if err := n.images.Release(ctx, r.ID); err != nil {
+		errs = append(errs, fmt.Errorf("release the disk of %s: %w", r.ID, err))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	return n.ids.release(r.FirstID, r.ID)
+}
+
+// existingBridge is Bridge, but nil where no environment of this node ever had an address.
+func (n *Node) existingBridge(ctx context.Context) (*netbridge.Bridge, error) {
+	if _, err := os.Stat(n.netDir()); errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return n.Bridge(ctx)
+}
+
+// finish makes a running environment an exited one. A nil status is asked of the runtime.
+func (n *Node) finish(ctx context.Context, id string, status *ExitStatus, reason string) error {
+	unlock, err := n.lock(id)
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return n.finishLocked(ctx, id, status, reason)
+}
+
+func (n *Node) finishLocked(ctx context.Context, id string, status *ExitStatus, reason string) error {
+	r, err := n.Record(id)
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if r.State == StateExited {
+		return nil
+	}
+	if r.AutoRemove {
+		return n.deleteLocked(ctx, id)
+	}
+	if status == nil {
+		status = n.lastStatus(ctx, id)
+	}
+	if err := n.teardown(ctx, r); err != nil {
+		return err
+	}
+	r.State, r.Exit, r.Reason, r.EndedAt, r.PID, r.Address = StateExited, status, reason, time.Now().UTC(), 0, ""
+	if r.Reason == "" && status != nil {
+		r.Reason = status.Reason
+	}
+	return n.save(r)
+}
+
+// lastStatus is what init wrote before it went, if it could.
+func (n *Node) lastStatus(ctx context.Context, id string) *ExitStatus {
+	c, err := n.runtime.Load(ctx, id)
+	if err != nil {
+		return nil
+	}
+	if _, alive := startTime(c.PID()); alive {
+		if err := c.Kill(ctx); err != nil {
+			return nil
+		}
+	}
+	s, err := c.Wait(ctx)
+	if err != nil {
+		return nil
+	}
+	return exitStatus(s)
+}
+
+// Stats are an environment's counters now.
+type Stats struct {
+	runtime.Stats
+	Net netbridge.Stats // zero without a network of its own
+}
+
+// Stats reads the environment's counters.
+func (e *Environment) Stats(ctx context.Context) (Stats, error) {
+	s, err := e.c.Stats(ctx)
+	if err != nil {
+		return Stats{}, fmt.Errorf("stats of environment %s: %w", e.ID(), err)
+	}
+	out := Stats{Stats: s}
+	if e.Record().Net != NetBridge {
+		return out, nil
+	}
+	b, err := e.node.Bridge(ctx)
+	if err != nil {
+		return out, err
+	}
+	if out.Net, err = b.Stats(ctx, e.ID()); err != nil {
+		return out, fmt.Errorf("traffic of environment %s: %w", e.ID(), err)
+	}
+	return out, nil
+}

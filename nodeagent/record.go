@@ -1,0 +1,326 @@
+package nodeagent
+
+import (
+	"crypto/rand"
+	"encoding/base32"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/learnos/learnos/netbridge"
+	"github.com/learnos/learnos/runtime"
+)
+
+// States of an environment as a node's disk knows them. StateExited is the node's own: a command ended by itself
+// and its record and logs wait for `rm`. The others are the platform's words (internal/queue).
+const (
+	StateCreating = "creating"
+	StateRunning  = "running"
+	StateStopping = "stopping"
+	StateExited   = "exited"
+)
+
+// Network modes of an environment.
+const (
+	NetBridge = "bridge" // an address of its own behind the node's bridge
+	NetNone   = "none"   // a network namespace with nothing but loopback
+	NetHost   = "host"   // the host's own network namespace
+)
+
+// Who ends an environment when its maker dies.
+const (
+	OwnerForeground = "foreground" // its `run` does: the environment dies with it
+	OwnerDetached   = "detached"   // nobody: it goes on until its command ends
+	OwnerPlatform   = "platform"   // the daemon: it goes on, and the next daemon takes it up
+)
+
+// Volume is a host directory or file mounted into an environment.
+type Volume struct {
+	Source      string `json:"source"` // absolute path on the host
+	Destination string `json:"destination"`
+	ReadOnly    bool   `json:"readOnly,omitempty"`
+}
+
+// Limits are an environment's rations. Zero means none.
+type Limits struct {
+	MemoryBytes   int64   `json:"memoryBytes,omitempty"`
+	CPUs          float64 `json:"cpus,omitempty"` // 1.5 = one and a half processors' time
+	Cpuset        string  `json:"cpuset,omitempty"`
+	PIDs          int64   `json:"pids,omitempty"`
+	NetQuotaBytes int64   `json:"netQuotaBytes,omitempty"` // received + sent, over its life
+	BlkQuotaBytes int64   `json:"blkQuotaBytes,omitempty"` // read + written, over its life
+}
+
+// Process names a process so that its number's next bearer is not mistaken for it.
+type Process struct {
+	PID       int    `json:"pid"`
+	StartTime uint64 `json:"startTime"` // field 22 of /proc/PID/stat, proc_pid_stat(5)
+}
+
+// Record is what <root>/envs/<id>/env.json holds: all a node knows about an environment.
+type Record struct {
+	ID         string           `json:"id"`
+	Name       string           `json:"name,omitempty"` // unique on the node
+	Hostname   string           `json:"hostname"`
+	Image      string           `json:"image"`
+	Digest     string           `json:"digest,omitempty"`
+	Args       []string         `json:"args,omitempty"` // of the main command; empty: none, init waits
+	Env        []string         `json:"env,omitempty"`
+	Cwd        string           `json:"cwd,omitempty"`
+	User       string           `json:"user,omitempty"`
+	TTY        bool             `json:"tty,omitempty"`
+	State      string           `json:"state"`
+	Reason     string           `json:"reason,omitempty"`
+	Exit       *ExitStatus      `json:"exit,omitempty"`
+	Owner      string           `json:"owner"`
+	Maker      Process          `json:"maker"`
+	AutoRemove bool             `json:"autoRemove,omitempty"`
+	Net        string           `json:"net"`
+	Address    string           `json:"address,omitempty"`
+	Ports      []netbridge.Port `json:"ports,omitempty"`
+	Volumes    []Volume         `json:"volumes,omitempty"`
+	Limits     Limits           `json:"limits"`
+	ReadOnly   bool             `json:"readOnly,omitempty"`
+	FirstID    int              `json:"firstID,omitempty"` // first host id of its range; 0: no user namespace
+	PID        int              `json:"pid,omitempty"`     // init's, on the host
+	CreatedAt  time.Time        `json:"createdAt"`
+	StartedAt  time.Time        `json:"startedAt,omitzero"`
+	EndedAt    time.Time        `json:"endedAt,omitzero"`
+	// Timings says how long each stage of the start took, in microseconds.
+	Timings  map[string]int64 `json:"timings,omitempty"`
+	Platform *PlatformRecord  `json:"platform,omitempty"`
+}
+
+// PlatformRecord is what the daemon keeps about an environment it made for a job.
+type PlatformRecord struct {
+	Shell       []string      `json:"shell,omitempty"` // the catalogue's command: what a new terminal runs
+	Deadline    time.Time     `json:"deadline,omitzero"`
+	IdleTimeout time.Duration `json:"idleTimeout,omitempty"` // nanoseconds; 0: never idle
+	LastSeen    time.Time     `json:"lastSeen,omitzero"`     // when the last client left
+}
+
+// ExitStatus is how a command ended.
+type ExitStatus struct {
+	Code      int    `json:"code"` // 128+signal when a signal ended it
+	OOMKilled bool   `json:"oomKilled,omitempty"`
+	Reason    string `json:"reason,omitempty"`
+}
+
+func exitStatus(s runtime.ExitStatus) *ExitStatus {
+	return &ExitStatus{Code: s.Code, OOMKilled: s.OOMKilled, Reason: s.Reason}
+}
+
+// NewID makes an environment's id: 26 characters, 125 random bits.
+func NewID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:])
+	return "e" + strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(b[:]))[:25]
+}
+
+var (
+	idPattern   = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
+	namePattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$`)
+	hostPattern = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?$`)
+)
+
+func (n *Node) envDir(id string) string { return filepath.Join(n.root, "envs", id) }
+
+// save writes the record whole: a reader sees the old one or the new one.
+func (n *Node) save(r *Record) error {
+	body, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return fmt.Errorf("environment %s: %w", r.ID, err)
+	}
+	path := filepath.Join(n.envDir(r.ID), "env.json")
+	tmp := path + "." + strconv.Itoa(os.Getpid()) + "." + rand.Text()[:8]
+	if err := os.WriteFile(tmp, append(body, '\n'), 0o600); err != nil {
+		return fmt.Errorf("record environment %s: %w", r.ID, err)
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		_ = os.Remove(tmp)
+		return fmt.Errorf("record environment %s: %w", r.ID, err)
+	}
+	return nil
+}
+
+// Record reads an environment's record by its id. ErrNotFound when there is none.
+func (n *Node) Record(id string) (*Record, error) {
+	if !idPattern.MatchString(id) {
+		return nil, fmt.Errorf("%w: %q", ErrNotFound, id)
+	}
+	body, err := os.ReadFile(filepath.Join(n.envDir(id), "env.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: %q", ErrNotFound, id)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("environment %s: %w", id, err)
+	}
+	var r Record
+	if err := json.Unmarshal(body, &r); err != nil {
+		return nil, fmt.Errorf("environment %s: env.json: %w", id, err)
+	}
+	if r.ID != id {
+		return nil, fmt.Errorf("environment %s: env.json says it is %q", id, r.ID)
+	}
+	return &r, nil
+}
+
+// Records reads every environment of the node, oldest first. A directory without a readable record (a create
+// killed in its first microseconds) is left out: Sweep clears it.
+func (n *Node) Records() ([]*Record, error) {
+	ids, err := n.envIDs()
+	if err != nil {
+		return nil, err
+	}
+	var all []*Record
+	for _, id := range ids {
+		if r, err := n.Record(id); err == nil {
+			all = append(all, r)
+		}
+	}
+	sortRecords(all)
+	return all, nil
+}
+
+func (n *Node) envIDs() ([]string, error) {
+	entries, err := os.ReadDir(filepath.Join(n.root, "envs"))
+	if err != nil {
+		return nil, fmt.Errorf("list environments: %w", err)
+	}
+	ids := make([]string, 0, len(entries))
+	for _, e := range entries {
+		ids = append(ids, e.Name())
+	}
+	return ids, nil
+}
+
+// Find resolves what a person typed: a name, an id, or an id's beginning that fits only one environment.
+func (n *Node) Find(ref string) (*Record, error) {
+	if body, err := os.ReadFile(filepath.Join(n.root, "names", filepath.Base("/"+ref))); err == nil && namePattern.MatchString(ref) {
+		if r, err := n.Record(string(body)); err == nil && r.Name == ref {
+			return r, nil
+		}
+	}
+	if r, err := n.Record(ref); err == nil {
+		return r, nil
+	}
+	ids, err := n.envIDs()
+	if err != nil {
+		return nil, err
+	}
+	var found string
+	for _, id := range ids {
+		if ref == "" || !strings.HasPrefix(id, ref) {
+			continue
+		}
+		if found != "" {
+			return nil, fmt.Errorf("%q is the beginning of several environments' ids: type more of it", ref)
+		}
+		found = id
+	}
+	if found == "" {
+		return nil, fmt.Errorf("%w: %q (see `nodeagent ps -a`)", ErrNotFound, ref)
+	}
+	return n.Record(found)
+}
+
+// takeName gives name to id, exclusively. A name whose bearer is gone is free.
+func (n *Node) takeName(name, id string) error {
+	path := filepath.Join(n.root, "names", name)
+	for range 3 {
+		tmp := path + "~" + id // "~" cannot be in a name, so this never meets one
+		if err := os.WriteFile(tmp, []byte(id), 0o600); err != nil {
+			return fmt.Errorf("name %q: %w", name, err)
+		}
+		err := os.Link(tmp, path)
+		_ = os.Remove(tmp)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("name %q: %w", name, err)
+		}
+		holder, err := os.ReadFile(path)
+		if err != nil {
+			continue // released this moment
+		}
+		if r, err := n.Record(string(holder)); err == nil && r.Name == name {
+			return fmt.Errorf("%w: environment %s is called %q (remove it with `nodeagent rm %s` or choose another name)", ErrNameTaken, r.ID, name, name)
+		}
+		n.dropName(name, string(holder))
+	}
+	return fmt.Errorf("%w: %q", ErrNameTaken, name)
+}
+
+// dropName frees name if id has it.
+func (n *Node) dropName(name, id string) {
+	path := filepath.Join(n.root, "names", name)
+	if holder, err := os.ReadFile(path); err == nil && string(holder) == id {
+		_ = os.Remove(path)
+	}
+}
+
+// lock serializes what changes an environment, between processes and goroutines. It waits.
+func (n *Node) lock(id string) (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(n.envDir(id), "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: %q", ErrNotFound, id)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lock environment %s: %w", id, err)
+	}
+	for {
+		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX); !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("lock environment %s: %w", id, err)
+	}
+	return func() { _ = f.Close() }, nil
+}
+
+// self is the calling process.
+func self() Process {
+	pid := os.Getpid()
+	start, _ := startTime(pid)
+	return Process{PID: pid, StartTime: start}
+}
+
+// alive tells whether that very process still runs. A zombie does not.
+func (p Process) alive() bool {
+	start, ok := startTime(p.PID)
+	return ok && start == p.StartTime
+}
+
+// startTime reads field 22 of /proc/PID/stat; false when there is no such process or it is a zombie.
+func startTime(pid int) (uint64, bool) {
+	if pid <= 0 {
+		return 0, false
+	}
+	body, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return 0, false
+	}
+	// The command's name may hold anything, so count from its closing parenthesis: field 3 follows it.
+	_, rest, ok := strings.Cut(string(body[strings.LastIndexByte(string(body), ')')+1:]), " ")
+	if !ok {
+		return 0, false
+	}
+	fields := strings.Fields(rest)
+	if len(fields) < 20 || fields[0] == "Z" || fields[0] == "X" {
+		return 0, false
+	}
+	start, err := strconv.ParseUint(fields[19], 10, 64)
+	return start, err == nil
+}
