@@ -1,0 +1,206 @@
+// Package initproto is what package runtime (outside) and init (inside) say to each other: messages over a SOCK_SEQPACKET
+// unix socket, one request and its answer per connection, descriptors beside them.
+//
+// The encoding is plain: little-endian integers, length-prefixed strings, every length checked against what is left and
+// against a bound, so that a decoder fed garbage returns an error and nothing worse. Neither side trusts the other: init
+// is inside a tenant's machine, and the runtime's socket might one day be reached by somebody else.
+//
+// It imports nothing that init would not want to carry.
+package initproto
+
+import "errors"
+
+// Version is raised whenever the encoding changes; a container keeps the init it was born with, so a runtime that meets
+// another version says so instead of guessing.
+const Version = 1
+
+// Bounds of a message.
+const (
+	// MaxInline is the longest message sent in one piece; a longer request travels in a memfd passed as its last descriptor.
+	MaxInline = 48 << 10
+	// MaxMessage bounds any message.
+	MaxMessage = 4 << 20
+	// MaxFDs is how many descriptors go with a message (the kernel's SCM_MAX_FD is 253).
+	MaxFDs = 250
+	// MaxSessions is how many sessions, running or ended, an init remembers.
+	MaxSessions = 128
+	maxList     = 4096
+	maxString   = 1 << 20
+)
+
+// Kind says what a message is.
+type Kind uint8
+
+// Requests, sent to init. Each is answered by one Reply.
+const (
+	// Setup carries a Plan; the descriptors it counts go with it.
+	Setup Kind = iota + 1
+	// Exec carries a Session. Answer: an Info, with the pidfd and our ends of the terminal or pipes.
+	Exec
+	// List has no body. Answer: Infos, with the pidfd of each that runs.
+	List
+	// Attach names a session. Answer as for Exec.
+	Attach
+	// Wait names a session. Answer, when it has ended: a Status.
+	Wait
+	// Signal names a session and a signal.
+	Signal
+	// CloseStdin names a session.
+	CloseStdin
+	// Ping has no body. Answer: the Phase.
+	Ping
+)
+
+// Phase says how far init is.
+type Phase uint8
+
+// The phases of init.
+const (
+	Waiting Phase = iota + 1
+	Running
+	Ending
+)
+
+// Code says how a request went.
+type Code uint8
+
+// Codes of a Reply.
+const (
+	OK Code = iota
+	Failed
+	NotFound
+	Exists
+	Invalid
+	// ExecNotFound and ExecFailed are a shell's 127 and 126.
+	ExecNotFound
+	ExecFailed
+	WrongPhase
+	Busy
+)
+
+// Request is a message to init.
+type Request struct {
+	Kind    Kind
+	Plan    *Plan    // Setup
+	Session *Session // Exec
+	ID      string   // Attach, Wait, Signal, CloseStdin
+	Signal  int32    // Signal
+}
+
+// Reply is init's answer.
+type Reply struct {
+	Code    Code
+	Message string
+	Phase   Phase
+	Infos   []Info
+	Status  *Status
+}
+
+// Session is a command to run.
+type Session struct {
+	ID         string
+	Args, Env  []string
+	Cwd, User  string
+	TTY        bool
+	Cols, Rows uint16
+	// MakeCwd creates a missing working directory, as images expect of their own.
+	MakeCwd bool
+}
+
+// Info describes a session. HasPIDFD says that a pidfd goes with it.
+type Info struct {
+	ID       string
+	PID      int32 // inside
+	TTY      bool
+	HasPIDFD bool
+	FDs      uint8 // descriptors after the pidfd: 1 for a terminal, 3 for pipes, 0 for none
+	Args     []string
+	Exited   bool
+	Status   Status
+}
+
+// Status is how a process ended.
+type Status struct {
+	Code, Signal int32
+	Reason       string
+}
+
+// Mount is one mount to make inside the root, in order.
+type Mount struct {
+	// Dest is the absolute target inside.
+	Dest string
+	// FD is the index of a detached mount among the descriptors, or -1 for a new file system of type FSType.
+	FD     int32
+	FSType string
+	Source string
+	// Options are "key" or "key=value", for fsconfig(2).
+	Options []string
+	// AttrSet and AttrClear are MOUNT_ATTR_ flags; Recursive applies them below, too.
+	AttrSet, AttrClear uint64
+	Recursive          bool
+	// Propagation is MS_PRIVATE, MS_SLAVE, MS_SHARED, MS_UNBINDABLE (perhaps with MS_REC), or 0.
+	Propagation uint64
+	// Strict refuses any symlink on the way to Dest; File says that the mount's root is not a directory.
+	Strict, File bool
+	// Optional mounts that the kernel refuses are left out.
+	Optional bool
+}
+
+// Device is a node to put into /dev: Major:Minor at Path.
+type Device struct {
+	Path         string
+	Host         string // bind this node when mknod is refused
+	Mode         uint32 // with the type bits of mknod(2)
+	Major, Minor uint32
+	UID, GID     uint32
+}
+
+// Pair is a sysctl: a path below /proc/sys and its value.
+type Pair struct{ Key, Value string }
+
+// Rlimit is a resource limit of every session.
+type Rlimit struct {
+	Resource uint32
+	Cur, Max uint64
+}
+
+// Caps are the five capability sets, bit by bit (capability.h).
+type Caps struct{ Bounding, Effective, Permitted, Inheritable, Ambient uint64 }
+
+// Plan is everything init does before it starts Main. Descriptor 0 is the root's detached mount.
+type Plan struct {
+	FDs                     uint16
+	Hostname, Domainname    string
+	CgroupNS, UserNS, PIDNS bool
+	// OwnDev says that /dev is a file system of our own, to be filled with the usual nodes and links.
+	OwnDev          bool
+	RootReadonly    bool
+	RootPropagation uint64
+	Mounts          []Mount
+	Devices         []Device
+	Masked          []string
+	Readonly        []string
+	Sysctl          []Pair
+	Rlimits         []Rlimit
+	Caps            Caps
+	NoNewPrivs      bool
+	Umask           uint32
+	// Groups are extra supplementary groups of sessions that run as the default user.
+	Groups []uint32
+	// ExecLabel is written to the file ExecLabelFile below /proc/self/attr before a session's exec (AppArmor, SELinux).
+	ExecLabelFile, ExecLabel string
+	// Seccomp is a classic BPF program (struct sock_filter); SeccompFlags are SECCOMP_FILTER_FLAG_ bits. SeccompOnInit
+	// says that init itself can live under it, so that sessions inherit it.
+	Seccomp       []byte
+	SeccompFlags  uint32
+	SeccompOnInit bool
+	Main          *Session
+	// LogMax bounds each of the two log files; 0 without a log.
+	LogMax int64
+}
+
+// ErrMalformed says that a message is not one.
+var ErrMalformed = errors.New("initproto: malformed message")
+
+// ErrVersion says that the other side speaks another version.
+var ErrVersion = errors.New("initproto: other side speaks another version")
