@@ -7,10 +7,7 @@
 // It knows no other package, opens no connection and watches nothing: a change needs a restart.
 package config
 
-import (
-	"errors"
-	"time"
-)
+import "time"
 
 // Config is the whole file.
 type Config struct {
@@ -79,24 +76,4 @@ type Node struct {
 	Bridge          string `toml:"bridge"`          // "": chosen from Root
 	Subnet          string `toml:"subnet"`          // CIDR; "": a free one is chosen and kept
 	BlockPrivate    bool   `toml:"blockPrivate"`    // environments can't reach private networks
-}
-
-// Size is a number of bytes, written "512MiB" in files.
-type Size int64
-
-// Default is the configuration of an empty file.
-func Default() *Config { return &Config{} }
-
-// Load reads path; "" means no file. Overrides (flags, say) come last, before paths that depend on others
-// are filled in and everything is checked.
-func Load(path string, overrides ...func(*Config)) (*Config, error) {
-	return nil, errors.New("config: not written yet")
-}
-
-// Example is a config.toml with every key at its default and what it means.
-func Example() string { return "" }
-
-// Secret returns the installation's secret of that name, made at the first call.
-func Secret(dataDir, name string, bytes int) ([]byte, error) {
-	return nil, errors.New("config: not written yet")
 }

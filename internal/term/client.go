@@ -79,6 +79,7 @@ func (c *Client) Offset() uint64 {
 func (c *Client) Run(r FrameReader, w FrameWriter) (Exit, error) {
 	c.mu.Lock()
 	c.w, c.sent, c.waiting = w, 0, false
+	acked := c.offset
 	c.cond.Broadcast()
 	c.mu.Unlock()
 	defer func() {
@@ -90,7 +91,6 @@ func (c *Client) Run(r FrameReader, w FrameWriter) (Exit, error) {
 		c.mu.Unlock()
 	}()
 
-	acked := c.offset
 	for {
 		f, err := r.ReadFrame()
 		if err != nil {

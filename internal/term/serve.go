@@ -2,13 +2,13 @@ package term
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"strings"
 )
 
-// Target is the session as Serve sees it.
+// Target is the session as Serve sees it. Its errors end nothing: a session that is over takes no input, and its
+// last output and its exit must still be sent.
 type Target interface {
 	// Input hands bytes to the session; it may wait while the session does not read, until ctx ends.
 	Input(ctx context.Context, p []byte) error
@@ -119,14 +119,10 @@ func readClient(ctx context.Context, r FrameReader, c *Cursor, t Target, queue c
 		case o.ReadOnly:
 			continue
 		case f.Op == OpResize:
-			if err := t.Resize(f.Cols, f.Rows); err != nil {
-				return fmt.Errorf("resize terminal: %w", err)
-			}
+			_ = t.Resize(f.Cols, f.Rows)
 			continue
 		case f.Op == OpSignal:
-			if err := t.Signal(f.Signal); err != nil {
-				return fmt.Errorf("signal session: %w", err)
-			}
+			_ = t.Signal(f.Signal)
 			continue
 		}
 		f.Data = append([]byte(nil), f.Data...)
@@ -147,20 +143,13 @@ func feed(ctx context.Context, w FrameWriter, t Target, queue <-chan Frame) erro
 		case <-ctx.Done():
 			return nil
 		}
-		var err error
 		switch f.Op {
 		case OpInput:
-			err = t.Input(ctx, f.Data)
+			_ = t.Input(ctx, f.Data)
 		case OpEOF:
-			err = t.EOF(ctx)
+			_ = t.EOF(ctx)
 		case OpPing:
 			if err := w.WriteFrame(Frame{Op: OpPong}); err != nil {
-				return err
-			}
-		}
-		// A session that is over takes no input; its last output and its exit must still be sent.
-		if err != nil && !errors.Is(err, context.Canceled) {
-			if err := w.WriteFrame(Frame{Op: OpError, Data: clip("input was not taken: " + err.Error())}); err != nil {
 				return err
 			}
 		}

@@ -1,13 +1,29 @@
-// Package tunnel carries streams between gateways and nodes over one connection that the node dials.
+// Package tunnel carries streams between gateways and nodes over one connection that the node dials, so that a
+// node behind NAT works and no port of a node is open to the world.
+//
+// # Trust
+//
+// The connection is TLS 1.3 with a self-signed certificate of the gateway's, whose SHA-256 the node knows from
+// etcd. Then both prove that they know the shared token, by an HMAC over material that both export from this very
+// TLS connection (RFC 8446 section 7.5, RFC 9266): the token itself never travels, and a proof is worth nothing on
+// any other connection, so somebody in the middle gains nothing by relaying it.
+//
+// # Streams
+//
+// The connection is multiplexed by yamux. The gateway opens a stream for each request: one line of JSON (Request),
+// answered by one line of JSON (Reply), then the operation's own bytes both ways: term frames for session.attach,
+// JSON lines for stats. A peer that stops answering is noticed in DeadAfter.
+//
+// Conn.CloseWrite ends one direction: the peer reads everything that was written and then io.EOF; what it still
+// sends can be read for CloseGrace, then the stream is reset. Conn.Close ends both: bytes already written still
+// arrive, the peer's reads end with io.EOF and its writes fail after CloseGrace at the latest. An end of input
+// that must be followed by more than CloseGrace of output is said in the operation's own protocol (term's eof frame).
+//
+// The package knows nothing of what the operations do, and dials once: reconnecting is the caller's.
 package tunnel
 
 import (
-	"context"
-	"crypto/tls"
 	"encoding/json"
-	"errors"
-	"log/slog"
-	"net"
 	"time"
 )
 
@@ -93,64 +109,15 @@ type Error struct{ Code, Message string }
 
 func (e *Error) Error() string { return e.Message }
 
-// ErrNodeOffline: the node has no living tunnel to this gateway.
-var ErrNodeOffline = errors.New("node is offline")
+const (
+	// MaxLine is the size of the longest request or reply in bytes, without its newline.
+	MaxLine = 64 << 10
+	// CloseGrace is how long a stream may stay half closed.
+	CloseGrace = 10 * time.Second
+	// DeadAfter is how long a peer may be silent before its tunnel counts as broken, at most.
+	DeadAfter = keepAlive + writeTimeout
 
-// Identity is a gateway's certificate for its tunnels.
-type Identity struct {
-	Certificate tls.Certificate
-	SHA256      string // hex, of the certificate's DER: what nodes pin
-}
-
-// NewIdentity makes a key and a self-signed certificate that live as long as the process.
-func NewIdentity() (*Identity, error) { return nil, errStub }
-
-// HubOptions of ServeGateway.
-type HubOptions struct {
-	Log *slog.Logger // slog.Default()
-	// OnChange is told when a node comes or goes, in order, from one goroutine.
-	OnChange func(node string, online bool)
-}
-
-// Hub holds the tunnels of the nodes that dialled this gateway.
-type Hub struct{}
-
-// ServeGateway accepts tunnels on ln (plain TCP: TLS is put on here) until ctx ends.
-func ServeGateway(ctx context.Context, ln net.Listener, token []byte, id *Identity, o HubOptions) *Hub {
-	return &Hub{}
-}
-
-// Open sends a request to a node, waits for its reply line and returns the stream behind it. A refusal is an
-// *Error, a missing node ErrNodeOffline. ctx bounds the wait for the reply only.
-func (h *Hub) Open(ctx context.Context, node string, req Request) (*Conn, error) {
-	return nil, errStub
-}
-
-// Nodes lists the nodes with a tunnel, by name.
-func (h *Hub) Nodes() []string { return nil }
-
-// Close ends all tunnels.
-func (h *Hub) Close() error { return nil }
-
-// Conn is a stream; on the gateway's side with the node's reply.
-type Conn struct {
-	net.Conn
-	Reply Reply
-}
-
-// Handler serves one stream on the node. It answers with WriteReply or Fail before any other byte. ctx ends
-// with the tunnel. The stream is closed when the handler returns.
-type Handler func(ctx context.Context, req Request, conn net.Conn)
-
-// DialGateway runs one tunnel until it breaks or ctx ends.
-func DialGateway(ctx context.Context, addr, certSHA256 string, token []byte, nodeName string, handler Handler) error {
-	return errStub
-}
-
-// WriteReply answers a request; OK is set for the caller.
-func WriteReply(conn net.Conn, r Reply) error { return errStub }
-
-// Fail refuses a request.
-func Fail(conn net.Conn, code, message string) error { return errStub }
-
-var errStub = errors.New("tunnel: not written yet")
+	keepAlive    = 3 * time.Second
+	writeTimeout = 6 * time.Second
+	handshakeIn  = 10 * time.Second
+)
