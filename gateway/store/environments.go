@@ -1,0 +1,179 @@
+package store
+
+import (
+	"context"
+	"time"
+
+	"gorm.io/gorm"
+)
+
+// ActiveStates are those that count against a user's allowance: something exists, or will, on a node.
+var ActiveStates = []string{"queued", "pulling", "creating", "running", "stopping"}
+
+// CreateEnvironment inserts e, unless its user holds max active ones: ErrAllowance.
+func (s *Store) CreateEnvironment(ctx context.Context, e *Environment, max int) error {
+	return s.tx(ctx, func(db *gorm.DB) error {
+		if err := allowed(db, e.UserID, max); err != nil {
+			return err
+		}
+		if err := db.Create(e).Error; err != nil {
+			return err
+		}
+		return db.Create(&History{EnvironmentID: e.ID, At: e.CreatedAt, State: e.State, Reason: e.Reason}).Error
+	})
+}
+
+// RetryEnvironment changes an environment that is not active by fn, which makes it active again, unless its user
+// holds max active ones: ErrAllowance. ErrConflict when it is active.
+func (s *Store) RetryEnvironment(ctx context.Context, id string, max int, fn func(*Environment) error) (Environment, error) {
+	// The owner never changes. It is read outside, since MySQL's transactions see the world as of their first plain read.
+	e, err := s.Environment(ctx, id)
+	if err != nil {
+		return e, err
+	}
+	err = s.tx(ctx, func(db *gorm.DB) error {
+		if err := allowed(db, e.UserID, max); err != nil {
+			return err
+		}
+		e = Environment{}
+		if err := locked(db).Take(&e, "id = ?", id).Error; err != nil {
+			return err
+		}
+		if active(e.State) {
+			return ErrConflict
+		}
+		if err := fn(&e); err != nil {
+			return err
+		}
+		if err := db.Save(&e).Error; err != nil {
+			return err
+		}
+		return db.Create(&History{EnvironmentID: e.ID, At: e.UpdatedAt, State: e.State, Reason: e.Reason}).Error
+	})
+	return e, err
+}
+
+// allowed holds the user's row, which makes simultaneous creates of one user wait for each other, and counts.
+func allowed(db *gorm.DB, user int64, max int) error {
+	if err := locked(db).Take(&User{}, "id = ?", user).Error; err != nil {
+		return err
+	}
+	n, err := countActive(db, user)
+	if err != nil {
+		return err
+	}
+	if n >= int64(max) {
+		return ErrAllowance
+	}
+	return nil
+}
+
+func active(state string) bool {
+	for _, s := range ActiveStates {
+		if s == state {
+			return true
+		}
+	}
+	return false
+}
+
+func countActive(db *gorm.DB, user int64) (int64, error) {
+	var n int64
+	err := db.Model(&Environment{}).Where("user_id = ? AND state IN ?", user, ActiveStates).Count(&n).Error
+	return n, err
+}
+
+// CountActive is how many environments each user holds.
+func (s *Store) CountActive(ctx context.Context) (map[int64]int, error) {
+	var rows []struct {
+		UserID int64
+		N      int
+	}
+	err := s.db.WithContext(ctx).Model(&Environment{}).Select("user_id, COUNT(*) AS n").
+		Where("state IN ?", ActiveStates).Group("user_id").Find(&rows).Error
+	counts := make(map[int64]int, len(rows))
+	for _, r := range rows {
+		counts[r.UserID] = r.N
+	}
+	return counts, translate(err)
+}
+
+// Environment finds an environment by its id.
+func (s *Store) Environment(ctx context.Context, id string) (Environment, error) {
+	var e Environment
+	err := s.db.WithContext(ctx).Take(&e, "id = ?", id).Error
+	return e, translate(err)
+}
+
+// Filter selects environments; zero fields select all.
+type Filter struct {
+	User         int64
+	States       []string
+	Deleted      bool // deleted ones too
+	ChangedSince Time
+	NotEnqueued  bool
+	Limit        int
+}
+
+// Environments lists what f selects, newest first.
+func (s *Store) Environments(ctx context.Context, f Filter) ([]Environment, error) {
+	db := s.db.WithContext(ctx)
+	if f.User != 0 {
+		db = db.Where("user_id = ?", f.User)
+	}
+	if len(f.States) > 0 {
+		db = db.Where("state IN ?", f.States)
+	} else if !f.Deleted {
+		db = db.Where("state <> ?", "deleted")
+	}
+	if f.ChangedSince != 0 {
+		db = db.Where("updated_at >= ?", f.ChangedSince)
+	}
+	if f.NotEnqueued {
+		db = db.Where("enqueued = ?", false)
+	}
+	if f.Limit > 0 {
+		db = db.Limit(f.Limit)
+	}
+	var list []Environment
+	err := db.Order("created_at DESC, id").Find(&list).Error
+	return list, translate(err)
+}
+
+// ChangeEnvironment changes an environment by fn, which sees the newest row and tells whether it changed anything. A
+// new state goes into the history; so does a note, whatever the state.
+func (s *Store) ChangeEnvironment(ctx context.Context, id string, now time.Time, fn func(*Environment) (changed bool, note string, err error)) (Environment, bool, error) {
+	var e Environment
+	var changed bool
+	err := s.tx(ctx, func(db *gorm.DB) error {
+		e = Environment{}
+		if err := locked(db).Take(&e, "id = ?", id).Error; err != nil {
+			return err
+		}
+		was := e.State
+		var note string
+		var err error
+		if changed, note, err = fn(&e); err != nil || !changed {
+			return err
+		}
+		e.UpdatedAt = At(now)
+		if err := db.Save(&e).Error; err != nil {
+			return err
+		}
+		if e.State == was && note == "" {
+			return nil
+		}
+		if note == "" {
+			note = e.Reason
+		}
+		return db.Create(&History{EnvironmentID: id, At: e.UpdatedAt, State: e.State, Reason: note}).Error
+	})
+	return e, changed && err == nil, err
+}
+
+// History lists what happened to an environment, oldest first.
+func (s *Store) History(ctx context.Context, id string) ([]History, error) {
+	var list []History
+	err := s.db.WithContext(ctx).Where("environment_id = ?", id).Order("id").Find(&list).Error
+	return list, translate(err)
+}
