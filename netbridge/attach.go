@@ -1,0 +1,156 @@
+package netbridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+)
+
+// Attach gives the network namespace an eth0 with an address, a default route and a working lo, and opens the
+// rules for it. The namespace must be fresh: it has no eth0 yet. When it fails, nothing of the attachment is left.
+func (b *Bridge) Attach(ctx context.Context, id string, netns *os.File, o AttachOptions) (*Attachment, error) {
+	fail := func(err error) (*Attachment, error) { return nil, fmt.Errorf("attach %s: %w", id, err) }
+	if err := ctx.Err(); err != nil {
+		return fail(err)
+	}
+	ports, err := normalPorts(o.Ports)
+	if err != nil {
+		return fail(err)
+	}
+	own, err := sameNamespace(netns)
+	if err != nil {
+		return fail(err)
+	}
+	if own {
+		return fail(errors.New("that is the host's own network namespace"))
+	}
+	l := &lease{ID: id, Hostname: o.Hostname, Ports: ports, NetUp: o.NetUp, NetDown: o.NetDown}
+	if err := b.admit(l); err != nil {
+		return fail(err)
+	}
+	a := b.attachment(l)
+	if err := b.connect(ctx, a, netns); err != nil {
+		if undo := b.Detach(context.WithoutCancel(ctx), id); undo != nil {
+			err = errors.Join(err, undo)
+		}
+		return fail(err)
+	}
+	return a, nil
+}
+
+// admit records the lease and puts it into the rules.
+func (b *Bridge) admit(l *lease) error {
+	unlock, err := b.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if held, err := b.findLease(l.ID); err == nil {
+		return fmt.Errorf("%w at %s", ErrExists, held.IP)
+	} else if !errors.Is(err, ErrNotFound) {
+		return err
+	}
+	if err := b.checkPorts(l.Ports); err != nil {
+		return err
+	}
+	if err := b.allocate(l); err != nil {
+		return err
+	}
+	if err := b.rules.add(b.attachment(l)); err != nil {
+		// Most likely somebody flushed the tables; write them anew, this lease included.
+		if err := b.reload(); err != nil {
+			return errors.Join(err, b.forget(l))
+		}
+	}
+	return nil
+}
+
+// Detach takes the environment's address, ports and rules back and ends its connections. It is idempotent: an
+// environment that is not attached is no error. The link itself goes with the namespace, or else a little later:
+// Detach does not wait for it (Close does, Sweep finds what is left), and without its rules it carries nothing.
+func (b *Bridge) Detach(ctx context.Context, id string) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("detach %s: %w", id, err)
+	}
+	unlock, err := b.lock()
+	if err != nil {
+		return fmt.Errorf("detach %s: %w", id, err)
+	}
+	defer unlock()
+	l, err := b.findLease(id)
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("detach %s: %w", id, err)
+	}
+	if err := b.release(l); err != nil {
+		return fmt.Errorf("detach %s: %w", id, err)
+	}
+	a := b.attachment(l)
+	b.background.Go(func() { b.deleteLinks(a) })
+	return nil
+}
+
+// release undoes admit, with the lock held. The record goes last: whoever is killed before that leaves a lease
+// that is released again.
+func (b *Bridge) release(l *lease) error {
+	a := b.attachment(l)
+	stale := b.rules.remove(a) != nil // not as they should be: write them anew below, without this lease
+	if err := b.endFlows(l.IP); err != nil {
+		return err
+	}
+	if err := b.forgetNeighbour(l.IP); err != nil {
+		return err
+	}
+	if err := b.forget(l); err != nil {
+		return err
+	}
+	if stale {
+		return b.reload()
+	}
+	return nil
+}
+
+// deleteLinks removes what an attachment had in the host's namespace. Failing leaves work for Sweep.
+func (b *Bridge) deleteLinks(a *Attachment) error {
+	err := b.deleteLink(a.HostIf)
+	if a.NetUp > 0 {
+		err = errors.Join(err, b.deleteLink(b.ifbName(a.IP)))
+	}
+	return err
+}
+
+// Attachment returns what Attach made, also in another process.
+func (b *Bridge) Attachment(id string) (*Attachment, error) {
+	l, err := b.findLease(id)
+	if err != nil {
+		return nil, err
+	}
+	return b.attachment(l), nil
+}
+
+// Stats reads an environment's traffic counters. Each has only ever grown since Attach.
+func (b *Bridge) Stats(ctx context.Context, id string) (Stats, error) {
+	if err := ctx.Err(); err != nil {
+		return Stats{}, err
+	}
+	l, err := b.findLease(id)
+	if err != nil {
+		return Stats{}, err
+	}
+	link, err := b.h.LinkByName(b.linkName(l.IP))
+	if err != nil {
+		if notThere(err) {
+			return Stats{}, fmt.Errorf("traffic of %s: its link is gone: %w", id, ErrNotFound)
+		}
+		return Stats{}, fmt.Errorf("traffic of %s: %w", id, err)
+	}
+	s := link.Attrs().Statistics
+	if s == nil {
+		return Stats{}, fmt.Errorf("traffic of %s: the kernel gave no counters", id)
+	}
+	// What the host's end received is what the environment sent.
+	return Stats{RxBytes: s.TxBytes, TxBytes: s.RxBytes, RxPackets: s.TxPackets, TxPackets: s.RxPackets}, nil
+}

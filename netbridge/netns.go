@@ -1,0 +1,158 @@
+package netbridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"runtime"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// inNetns runs f on a thread that is in the network namespace. The goroutine is f's own; if its thread can't
+// be brought back it dies with the goroutine, so no other code ever runs in a tenant's namespace.
+func inNetns(ns *os.File, f func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		var err error
+		defer func() { done <- err }()
+		home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			err = fmt.Errorf("open the thread's own network namespace: %w", err)
+			return
+		}
+		defer unix.Close(home)
+		if err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			err = fmt.Errorf("enter network namespace %s: %w", ns.Name(), err)
+			return
+		}
+		err = f()
+		if unix.Setns(home, unix.CLONE_NEWNET) == nil {
+			runtime.UnlockOSThread()
+		}
+	}()
+	return <-done
+}
+
+// inside is a netlink socket in an environment's namespace.
+type inside struct{ sock *nl.SocketHandle }
+
+// enter opens a socket in the namespace and turns IPv6 off for links made there from now on. (lo keeps ::1,
+// which many programs want.)
+func enter(ns *os.File) (*inside, error) {
+	in := &inside{}
+	err := inNetns(ns, func() error {
+		if err := writeSysctl("ipv6/conf/default/disable_ipv6", "1"); err != nil {
+			return err
+		}
+		s, err := nl.GetNetlinkSocketAt(-1, -1, unix.NETLINK_ROUTE)
+		if err != nil {
+			return fmt.Errorf("netlink socket: %w", err)
+		}
+		in.sock = &nl.SocketHandle{Socket: s}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return in, nil
+}
+
+func (in *inside) close() { in.sock.Close() }
+
+func (in *inside) request(kind, flags int) *nl.NetlinkRequest {
+	r := nl.NewNetlinkRequest(kind, flags)
+	r.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: in.sock}
+	return r
+}
+
+// up brings a link up.
+func (in *inside) up(index int) error {
+	r := in.request(unix.RTM_NEWLINK, unix.NLM_F_ACK)
+	m := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	m.Index, m.Flags, m.Change = int32(index), unix.IFF_UP, unix.IFF_UP
+	r.AddData(m)
+	_, err := r.Execute(unix.NETLINK_ROUTE, 0)
+	return err
+}
+
+// address gives a link an address with its broadcast address.
+func (in *inside) address(index int, ip, broadcast net.IP, bits int) error {
+	r := in.request(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
+	m := nl.NewIfAddrmsg(unix.AF_INET)
+	m.Index, m.Prefixlen = uint32(index), uint8(bits)
+	r.AddData(m)
+	r.AddData(nl.NewRtAttr(unix.IFA_LOCAL, ip.To4()))
+	r.AddData(nl.NewRtAttr(unix.IFA_ADDRESS, ip.To4()))
+	r.AddData(nl.NewRtAttr(unix.IFA_BROADCAST, broadcast.To4()))
+	_, err := r.Execute(unix.NETLINK_ROUTE, 0)
+	return err
+}
+
+// defaultRoute sends everything else to the gateway.
+func (in *inside) defaultRoute(index int, gateway net.IP) error {
+	r := in.request(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
+	m := nl.NewRtMsg()
+	m.Family = unix.AF_INET
+	r.AddData(m)
+	r.AddData(nl.NewRtAttr(unix.RTA_GATEWAY, gateway.To4()))
+	r.AddData(nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(index))))
+	_, err := r.Execute(unix.NETLINK_ROUTE, 0)
+	return err
+}
+
+// loopbackIndex is lo's interface index in every network namespace (net/core/dev.c).
+const loopbackIndex = 1
+
+// Loopback gives the namespace a loopback interface that works and nothing else: mode "none".
+func Loopback(ctx context.Context, netns *os.File) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	in, err := enter(netns)
+	if err != nil {
+		return err
+	}
+	defer in.close()
+	if err := in.up(loopbackIndex); err != nil {
+		return fmt.Errorf("bring lo up in %s: %w", netns.Name(), err)
+	}
+	return nil
+}
+
+// writeSysctl sets net/<name> of the thread's own namespace. A kernel without IPv6 has no such files, and
+// nothing to turn off.
+func writeSysctl(name, value string) error {
+	err := os.WriteFile("/proc/sys/net/"+name, []byte(value), 0)
+	if errors.Is(err, fs.ErrNotExist) && len(name) > 5 && name[:5] == "ipv6/" {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("set net/%s to %s: %w", name, value, err)
+	}
+	return nil
+}
+
+// sameNamespace tells whether the file is the network namespace this thread is in.
+func sameNamespace(ns *os.File) (bool, error) {
+	var a, b unix.Stat_t
+	if err := unix.Fstat(int(ns.Fd()), &a); err != nil {
+		return false, fmt.Errorf("stat %s: %w", ns.Name(), err)
+	}
+	if err := unix.Stat("/proc/thread-self/ns/net", &b); err != nil {
+		return false, fmt.Errorf("stat the own network namespace: %w", err)
+	}
+	return a.Dev == b.Dev && a.Ino == b.Ino, nil
+}
+
+// notThere is what the kernel says of a link, route or neighbour that does not exist.
+func notThere(err error) bool {
+	var lnf netlink.LinkNotFoundError
+	return errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) || errors.As(err, &lnf)
+}
