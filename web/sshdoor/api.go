@@ -149,10 +149,12 @@ type tokens struct {
 
 // image is a row of the catalogue, as far as the door cares.
 type image struct {
-	Name        string `json:"name"`
-	Title       string `json:"title"`
-	Description string `json:"description"`
-	Enabled     *bool  `json:"enabled"`
+	Name          string `json:"name"`
+	Title         string `json:"title"`
+	TitleZh       string `json:"titleZh"`
+	Description   string `json:"description"`
+	DescriptionZh string `json:"descriptionZh"`
+	Enabled       bool   `json:"enabled"`
 }
 
 // environment is one machine of the person's.
@@ -187,9 +189,10 @@ func (e environment) ended() bool {
 }
 
 type sessionInfo struct {
-	ID     string `json:"id"`
-	TTY    bool   `json:"tty"`
-	Exited bool   `json:"exited"`
+	ID        string    `json:"id"`
+	TTY       bool      `json:"tty"`
+	Exited    bool      `json:"exited"`
+	CreatedAt time.Time `json:"createdAt"`
 }
 
 type sessionRequest struct {
@@ -288,10 +291,7 @@ func (p *person) dial(ctx context.Context, path, query, subprotocol string) (*we
 
 // logout revokes the person's tokens.
 func (p *person) logout(ctx context.Context) {
-	p.mu.Lock()
-	access, refresh := p.access, p.refresh
-	p.mu.Unlock()
-	_ = p.gw.request(ctx, http.MethodPost, "/api/v1/auth/logout", access, p.remote, map[string]string{"refreshToken": refresh}, nil)
+	_ = p.call(ctx, http.MethodPost, "/api/v1/auth/logout", nil, nil)
 }
 
 func (p *person) images(ctx context.Context) ([]image, error) {
@@ -300,7 +300,7 @@ func (p *person) images(ctx context.Context) ([]image, error) {
 		return nil, err
 	}
 	for _, i := range all {
-		if i.Enabled == nil || *i.Enabled {
+		if i.Enabled {
 			out = append(out, i)
 		}
 	}

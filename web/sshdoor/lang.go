@@ -4,10 +4,11 @@ import "strings"
 
 // words are everything the door says to a person, in one language.
 type words struct {
-	welcome, images, environments, none, filter, help, helpEnv, confirm, deleting, noMatch       string
+	welcome, images, environments, none, filter, help, helpEnv, confirm, deleting, noMatch        string
 	preparing, queued, queuedAt, pulling, creating, starting, ready, stays, gone, back, takesOver string
 	failed, hint, cancelled                                                                       string
 	states                                                                                        map[string]string
+	chinese                                                                                       bool
 }
 
 var english = words{
@@ -40,6 +41,7 @@ var english = words{
 }
 
 var chinese = words{
+	chinese:      true,
 	welcome:      "欢迎来到 Learnos，%s",
 	images:       "新建一台机器",
 	environments: "你的机器",

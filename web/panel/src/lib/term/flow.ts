@@ -25,6 +25,8 @@ export class Flow {
   received: number | undefined;
   consumed = 0;
   private acked = 0;
+  /** The end of what this connection sent: acknowledging more is a protocol error. */
+  private seen = 0;
   private inTerminal = 0;
   private ackScheduled = false;
   private readonly queue: Uint8Array[] = [];
@@ -42,10 +44,11 @@ export class Flow {
   }
 
   /**
-   * A connection begins at `offset`. Returns how many bytes were skipped because the server no longer has
-   * them; 0 on a seamless resume.
+   * A connection begins at `offset`, or goes on there after the server dropped output. Returns how many bytes
+   * are lost; 0 on a seamless resume.
    */
   begin(offset: number): number {
+    this.seen = offset;
     if (this.received === undefined) {
       this.received = this.consumed = this.acked = offset;
       return 0;
@@ -54,8 +57,7 @@ export class Flow {
     if (gap > 0) this.received = offset;
     // A new connection counts from its own start. If the server went further back than it had to, it must
     // learn soon that we are ahead, or it would wait for us at the end of its window.
-    this.acked = offset;
-    this.askForAck();
+    this.acked = Math.min(offset, this.received);
     return gap;
   }
 
@@ -64,7 +66,11 @@ export class Flow {
     if (this.received === undefined) this.begin(offset);
     const received = this.received!;
     const end = offset + data.byteLength;
-    if (end <= received) return 0;
+    this.seen = end;
+    if (end <= received) {
+      this.maybeAck();
+      return 0;
+    }
     const gap = Math.max(0, offset - received);
     const fresh = offset < received ? data.subarray(received - offset) : data;
     this.received = end;
@@ -76,10 +82,14 @@ export class Flow {
   /** Sends what has not been acknowledged yet. */
   flushAck(): void {
     this.ackScheduled = false;
-    if (this.consumed > this.acked) {
-      this.acked = this.consumed;
+    if (this.ackable > this.acked) {
+      this.acked = this.ackable;
       this.sink.ack(this.acked);
     }
+  }
+
+  private get ackable(): number {
+    return Math.min(this.consumed, this.seen);
   }
 
   private pump(): void {
@@ -98,14 +108,16 @@ export class Flow {
     this.inTerminal -= length;
     // Counted back from the end, so that bytes skipped in a gap count as consumed.
     this.consumed = this.received! - this.pending;
-    if (this.consumed - this.acked >= ACK_EVERY) this.flushAck();
-    else this.askForAck();
+    this.maybeAck();
     this.pump();
   }
 
-  private askForAck(): void {
-    if (this.ackScheduled || this.consumed <= this.acked) return;
-    this.ackScheduled = true;
-    this.sink.scheduleAck();
+  private maybeAck(): void {
+    const due = this.ackable - this.acked;
+    if (due >= ACK_EVERY) this.flushAck();
+    else if (due > 0 && !this.ackScheduled) {
+      this.ackScheduled = true;
+      this.sink.scheduleAck();
+    }
   }
 }

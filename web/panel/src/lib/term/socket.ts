@@ -10,8 +10,11 @@ export interface SocketHandlers {
   state(link: Link, retryAt: number | undefined): void;
   /** The connection went away. Say true to stop for good. */
   lost(greeted: boolean, code: number, reason: string): Promise<boolean>;
-  /** Bytes to send when nothing was heard for a while; the far end must answer anything. */
-  ping?: () => ArrayBufferView<ArrayBuffer> | string;
+  /**
+   * What to send when nothing was heard for a while. Undefined: an answer can't be expected now, so
+   * silence proves nothing.
+   */
+  ping?: () => ArrayBufferView<ArrayBuffer> | undefined;
 }
 
 const QUIET = 20_000; // silence after which we ask "still there?"
@@ -147,7 +150,8 @@ export class ResilientSocket {
 
   private probe(patience: number): void {
     const socket = this.socket;
-    if (!socket || !this.on.ping || !this.send(this.on.ping())) return;
+    const ping = this.on.ping?.();
+    if (!socket || !ping || !this.send(ping)) return;
     clearTimeout(this.quietTimer);
     this.quietTimer = setTimeout(() => this.detach(socket, 0, 'silent'), patience);
   }

@@ -1,0 +1,155 @@
+// One terminal's way to its session: the socket that comes back, where we are in the output, what is typed.
+// Knows nothing of what draws it.
+import { ApiError } from '../api/client.ts';
+import type { SessionInfo } from '../api/types.ts';
+import { Flow } from './flow.ts';
+import { ackFrame, decode, pingFrame, resizeFrame, SUBPROTOCOL } from './frames.ts';
+import { InputWindow } from './input.ts';
+import { ResilientSocket } from './socket.ts';
+
+export type TermState =
+  | { is: 'connecting' }
+  | { is: 'connected' }
+  /** `retryAt`: a Date.now() time; undefined while trying. */
+  | { is: 'reconnecting'; retryAt: number | undefined }
+  | { is: 'exited'; code: number; reason: string }
+  /** The session is not there any more, and nobody knows how it ended. */
+  | { is: 'vanished' };
+
+export interface ConnectionOptions {
+  env: string;
+  session: string;
+  size(): { cols: number; rows: number };
+  write(data: Uint8Array, done: () => void): void;
+  state(state: TermState): void;
+  /** Output was lost on the way. */
+  gap(): void;
+  /** The server said something went wrong. */
+  error(message: string): void;
+  ensureFresh(): Promise<void>;
+  sessions(): Promise<SessionInfo[]>;
+}
+
+const ACK_DELAY = 150;
+
+export class Connection {
+  private readonly socket: ResilientSocket;
+  private readonly flow: Flow;
+  private readonly input: InputWindow;
+  private was = false;
+  private over = false;
+  private ackTimer: ReturnType<typeof setTimeout> | undefined;
+
+  constructor(private readonly o: ConnectionOptions) {
+    this.flow = new Flow({
+      write: o.write,
+      ack: (offset) => void this.socket.send(ackFrame(offset)),
+      scheduleAck: () => (this.ackTimer = setTimeout(() => this.flow.flushAck(), ACK_DELAY)),
+    });
+    this.input = new InputWindow({
+      send: (frame) => void this.socket.send(frame),
+      ping: () => void this.socket.send(pingFrame()),
+    });
+    this.socket = new ResilientSocket({
+      protocol: SUBPROTOCOL,
+      url: async () => {
+        await o.ensureFresh();
+        const { cols, rows } = o.size();
+        const query = new URLSearchParams({ cols: String(cols), rows: String(rows) });
+        if (this.flow.resumeAt !== undefined) query.set('offset', String(this.flow.resumeAt));
+        return `${location.origin.replace(/^http/, 'ws')}/api/v1/environments/${encodeURIComponent(o.env)}/sessions/${encodeURIComponent(o.session)}/attach?${query}`;
+      },
+      message: (data) => this.take(data),
+      state: (link, retryAt) => {
+        if (this.over) return;
+        if (link.state === 'open') o.state({ is: 'connected' });
+        else if (link.state === 'waiting') {
+          this.input.disconnect();
+          o.state({ is: 'reconnecting', retryAt });
+        } else if (link.state === 'connecting') o.state(this.was ? { is: 'reconnecting', retryAt: undefined } : { is: 'connecting' });
+      },
+      lost: (greeted) => this.whyLost(greeted),
+      ping: () => (this.input.busy ? undefined : pingFrame()),
+    });
+  }
+
+  start(): void {
+    this.socket.start();
+  }
+
+  close(): void {
+    this.over = true;
+    clearTimeout(this.ackTimer);
+    this.socket.finish();
+  }
+
+  type(data: string | Uint8Array): boolean {
+    return this.input.write(data);
+  }
+
+  resize(cols: number, rows: number): void {
+    this.socket.send(resizeFrame(cols, rows));
+  }
+
+  private end(state: TermState): void {
+    if (this.over) return;
+    this.over = true;
+    this.socket.finish();
+    this.o.state(state);
+  }
+
+  private take(data: ArrayBuffer | string): void {
+    if (this.over) return;
+    let frame;
+    try {
+      if (typeof data === 'string') throw new Error('text where bytes belong');
+      frame = decode(new Uint8Array(data));
+    } catch {
+      this.socket.drop(1002, 'malformed frame'); // and resume where we were
+      return;
+    }
+    switch (frame.op) {
+      case 'hello': {
+        const first = !this.was;
+        this.was = true;
+        if (this.flow.begin(frame.offset) > 0) this.o.gap();
+        this.socket.greeted();
+        if (!frame.readOnly) this.input.connect();
+        if (first) break;
+        const { cols, rows } = this.o.size();
+        this.resize(cols, rows); // it may have changed while we were away
+        break;
+      }
+      case 'output':
+        if (this.flow.output(frame.offset, frame.data) > 0) this.o.gap();
+        break;
+      case 'stderr':
+        this.o.write(frame.data, () => undefined);
+        break;
+      case 'exit':
+        this.end({ is: 'exited', code: frame.code, reason: frame.reason });
+        break;
+      case 'error':
+        this.o.error(frame.message);
+        break;
+      case 'pong':
+        this.input.pong();
+        break;
+    }
+  }
+
+  /** Asks the gateway what became of the session, since a closed socket does not say. */
+  private async whyLost(greeted: boolean): Promise<boolean> {
+    // The first loss of a good connection is nearly always the network: just come back.
+    if (greeted || this.over) return false;
+    try {
+      const mine = (await this.o.sessions()).find((session) => session.id === this.o.session);
+      if (!mine) this.end({ is: 'vanished' });
+      // An exited one can still be read to its end, unless it keeps refusing us.
+      else if (mine.exited && this.was) this.end({ is: 'exited', code: mine.exitCode ?? 0, reason: '' });
+    } catch (error) {
+      if (error instanceof ApiError && (error.status === 404 || error.status === 410)) this.end({ is: 'vanished' });
+    }
+    return this.over;
+  }
+}
