@@ -137,7 +137,9 @@ func (b *Bridge) ensure() error {
 	if err != nil {
 		return err
 	}
-	b.rules = newRules(b.cfg, b.subnet, networks)
+	if b.rules, err = newRules(b.cfg, b.subnet, networks); err != nil {
+		return err
+	}
 	all, _, err := b.leases()
 	if err != nil {
 		return err

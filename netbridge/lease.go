@@ -13,8 +13,8 @@ import (
 	"strings"
 )
 
-// lease is the record of one address. On disk it is leases/<ip>, which comes into being complete (a link(2) of
-// a finished file), and ids/<id>, a symlink whose text is the address.
+// lease is the record of one address. On disk it is one file with two names: ids/<id>, under which it is written, and
+// leases/<ip>, linked when it is complete. It counts when it has both.
 type lease struct {
 	ID       string     `json:"id"`
 	IP       netip.Addr `json:"ip"`
@@ -29,20 +29,36 @@ func (b *Bridge) leasePath(ip string) string { return filepath.Join(b.leaseDir()
 func (b *Bridge) idPath(id string) string    { return filepath.Join(b.cfg.StateDir, "ids", id) }
 func (b *Bridge) cursorPath() string         { return filepath.Join(b.cfg.StateDir, "next") }
 
-// readLease returns fs.ErrNotExist for no lease, another error for a record that is not one (a machine
-// that lost power may leave an empty file).
+// readLease returns fs.ErrNotExist for no lease, another error for a record that is not one (a machine that lost its
+// power may leave part of it, or nothing).
 func (b *Bridge) readLease(ip string) (*lease, error) {
 	raw, err := os.ReadFile(b.leasePath(ip))
 	if err != nil {
 		return nil, err
 	}
-	var l lease
-	if err := json.Unmarshal(raw, &l); err != nil {
+	l, err := parseLease(raw)
+	if err == nil && l.IP.String() != ip {
+		err = fmt.Errorf("it is of %s", l.IP)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("lease %s: %w", ip, err)
 	}
-	if l.IP.String() != ip || !idPattern.MatchString(l.ID) {
-		return nil, fmt.Errorf("lease %s: record of %q at %s", ip, l.ID, l.IP)
+	return l, nil
+}
+
+func parseLease(raw []byte) (*lease, error) {
+	var l lease
+	if err := json.Unmarshal(raw, &l); err != nil {
+		return nil, err
 	}
+	if !idPattern.MatchString(l.ID) || !l.IP.Is4() {
+		return nil, fmt.Errorf("record of %q at %s", l.ID, l.IP)
+	}
+	ports, err := normalPorts(l.Ports)
+	if err != nil {
+		return nil, err
+	}
+	l.Ports = ports
 	return &l, nil
 }
 
@@ -71,18 +87,21 @@ func (b *Bridge) findLease(id string) (*lease, error) {
 		return nil, fmt.Errorf("environment id %q: want letters, digits, dots, dashes or underscores", id)
 	}
 	missing := fmt.Errorf("environment %s: %w", id, ErrNotFound)
-	ip, err := os.Readlink(b.idPath(id))
+	raw, err := os.ReadFile(b.idPath(id))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, missing
 	}
 	if err != nil {
 		return nil, fmt.Errorf("find the lease of %s: %w", id, err)
 	}
-	l, err := b.readLease(filepath.Base(ip))
-	if errors.Is(err, fs.ErrNotExist) || err == nil && l.ID != id { // a name that a killed process left
-		return nil, missing
+	l, err := parseLease(raw)
+	if err != nil || l.ID != id {
+		return nil, missing // its writer was killed before it linked the lease
 	}
-	return l, err
+	if _, err := os.Lstat(b.leasePath(l.IP.String())); err != nil {
+		return nil, missing // likewise
+	}
+	return l, nil
 }
 
 // allocate records a lease at a free address, with the lock held. Addresses are given out in turn, so one
@@ -96,36 +115,60 @@ func (b *Bridge) allocate(l *lease) error {
 			offset = (binary.BigEndian.Uint32(a.AsSlice()) - first + 1) % count
 		}
 	}
-	tmp := filepath.Join(b.cfg.StateDir, "lease.tmp") // one name, for the lock is held: a killed process leaves one file
-	defer os.Remove(tmp)
 	for i := range count {
 		var a [4]byte
 		binary.BigEndian.PutUint32(a[:], first+(offset+i)%count)
 		l.IP = netip.AddrFrom4(a)
-		raw, err := json.Marshal(l)
-		if err != nil {
-			return fmt.Errorf("encode lease: %w", err)
-		}
 		if _, err := os.Lstat(b.leasePath(l.IP.String())); err == nil {
 			continue
 		}
-		if err := os.WriteFile(tmp, raw, 0o600); err != nil {
-			return fmt.Errorf("write lease: %w", err)
+		if err := b.moveCursor(l.IP); err != nil {
+			return err
 		}
-		if err := os.WriteFile(b.cursorPath(), []byte(l.IP.String()), 0o600); err != nil {
-			return fmt.Errorf("record the last address given: %w", err)
-		}
-		// The name before the lease, so that there is never a lease that can't be found by its name.
-		os.Remove(b.idPath(l.ID)) // left by a killed process, or the caller would have found the lease
-		if err := os.Symlink(l.IP.String(), b.idPath(l.ID)); err != nil {
-			return fmt.Errorf("record lease: %w", err)
-		}
-		if err := os.Link(tmp, b.leasePath(l.IP.String())); err != nil {
-			return fmt.Errorf("record lease: %w", err)
-		}
-		return nil
+		return b.writeLease(l)
 	}
 	return fmt.Errorf("subnet %s: %w: all %d are leased", b.subnet, ErrFull, count)
+}
+
+// moveCursor overwrites the record of the last address given in place: cutting the file to length first would make
+// some file systems (ext4) write it to the disk at once.
+func (b *Bridge) moveCursor(ip netip.Addr) error {
+	f, err := os.OpenFile(b.cursorPath(), os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("record the last address given: %w", err)
+	}
+	defer f.Close()
+	if _, err := fmt.Fprintf(f, "%-15s\n", ip); err != nil {
+		return fmt.Errorf("record the last address given: %w", err)
+	}
+	return nil
+}
+
+func (b *Bridge) writeLease(l *lease) error {
+	raw, err := json.Marshal(l)
+	if err != nil {
+		return fmt.Errorf("encode lease: %w", err)
+	}
+	path := b.idPath(l.ID)
+	flags := os.O_CREATE | os.O_EXCL | os.O_WRONLY
+	f, err := os.OpenFile(path, flags, 0o600)
+	if errors.Is(err, fs.ErrExist) { // left by a killed process, or the caller would have found the lease
+		if err := os.Remove(path); err != nil {
+			return fmt.Errorf("record lease: %w", err)
+		}
+		f, err = os.OpenFile(path, flags, 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("record lease: %w", err)
+	}
+	defer f.Close()
+	if _, err := f.Write(raw); err != nil {
+		return fmt.Errorf("record lease: %w", err)
+	}
+	if err := os.Link(path, b.leasePath(l.IP.String())); err != nil {
+		return fmt.Errorf("record lease: %w", err)
+	}
+	return nil
 }
 
 // forget removes the record: the lease first, for its name finds it as long as it is there.

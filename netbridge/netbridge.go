@@ -223,5 +223,8 @@ func (b *Bridge) Close() error {
 	b.h.Close()
 	b.route.Close()
 	b.filter.Close()
+	if b.rules != nil {
+		b.rules.close()
+	}
 	return nil
 }

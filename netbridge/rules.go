@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -35,7 +36,9 @@ const maxFlows = 4096
 // rules is the pair of nftables tables, as seen from here: what they hold is derived from Config and the leases.
 // A packet passes a fixed number of rules; environments are elements of hash sets only.
 type rules struct {
-	mu      sync.Mutex // one batch at a time
+	mu      sync.Mutex     // one batch at a time
+	conn    *nftables.Conn // lasting: closing one after deletions waits for an RCU grace period, some 10 ms
+	home    *os.File       // the network namespace the tables are in
 	ip      *nftables.Table
 	bridge  *nftables.Table
 	pins    *nftables.Set // ifname . ether . ip: who may send as what, and where
@@ -50,8 +53,13 @@ type rules struct {
 	counts   map[string]int // how many rules load puts into each chain, by family and name
 }
 
-func newRules(cfg Config, subnet netip.Prefix, networks []netip.Prefix) *rules {
+func newRules(cfg Config, subnet netip.Prefix, networks []netip.Prefix) (*rules, error) {
+	home, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return nil, fmt.Errorf("open the own network namespace: %w", err)
+	}
 	r := &rules{
+		home:   home,
 		ip:     &nftables.Table{Name: cfg.Table, Family: nftables.TableFamilyIPv4},
 		bridge: &nftables.Table{Name: cfg.Table, Family: nftables.TableFamilyBridge},
 		cfg:    cfg, prefix: portPrefix(cfg.Name), subnet: subnet, networks: networks,
@@ -84,7 +92,7 @@ func newRules(cfg Config, subnet netip.Prefix, networks []netip.Prefix) *rules {
 	if err := r.ipRules(&nowhere); err != nil {
 		panic(err) // the sets are constant in kind
 	}
-	return r
+	return r, nil
 }
 
 // pad puts a value at the start of as many 4-byte registers as it needs.
@@ -119,18 +127,48 @@ func (r *rules) elements(a *Attachment) (pin nftables.SetElement, anyPort, onePo
 	return pin, anyPort, onePort
 }
 
+// connection returns the socket, with mu held.
+func (r *rules) connection() (*nftables.Conn, error) {
+	if r.conn == nil {
+		c, err := nftables.New(nftables.AsLasting(), nftables.WithNetNSFd(int(r.home.Fd())))
+		if err != nil {
+			return nil, fmt.Errorf("nftables socket: %w", err)
+		}
+		r.conn = c
+	}
+	return r.conn, nil
+}
+
+// hangUp closes the socket, with mu held; the next use opens another.
+func (r *rules) hangUp() {
+	if r.conn != nil {
+		r.conn.CloseLasting()
+		r.conn = nil
+	}
+}
+
+func (r *rules) close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.hangUp()
+	r.home.Close()
+}
+
 // batch runs a set of commands as one transaction: all of it or nothing.
 func (r *rules) batch(f func(*nftables.Conn) error) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	c, err := nftables.New()
+	c, err := r.connection()
 	if err != nil {
 		return err
 	}
-	if err := f(c); err != nil {
-		return err
+	if err = f(c); err == nil {
+		err = c.Flush()
 	}
-	return c.Flush()
+	if err != nil {
+		r.hangUp() // commands or answers of the failed batch may be left in it
+	}
+	return err
 }
 
 // add admits an attachment. It fails as a whole if the tables are not there.
@@ -204,11 +242,10 @@ func chainKey(t *nftables.Table, chain string) string { return fmt.Sprintf("%d/%
 func (r *rules) loaded(all []*Attachment) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	c, err := nftables.New(nftables.AsLasting())
+	c, err := r.connection()
 	if err != nil {
 		return false
 	}
-	defer c.CloseLasting()
 	if _, err := c.ListChain(r.ip, r.version); err != nil {
 		return false
 	}

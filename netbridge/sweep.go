@@ -142,7 +142,7 @@ func (b *Bridge) Destroy(ctx context.Context) error {
 		return nil
 	})
 	err = errors.Join(err, b.deleteLink(b.cfg.Name))
-	for _, name := range []string{"leases", "ids", "next", "bridge.json", "bridge.json.tmp", "lease.tmp", "lock"} {
+	for _, name := range []string{"leases", "ids", "next", "bridge.json", "bridge.json.tmp", "lock"} {
 		err = errors.Join(err, os.RemoveAll(filepath.Join(b.cfg.StateDir, name)))
 	}
 	os.Remove(b.cfg.StateDir)
