@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -273,4 +274,49 @@ func (e *Environment) Stats(ctx context.Context) (Stats, error) {
 		return out, fmt.Errorf("traffic of environment %s: %w", e.ID(), err)
 	}
 	return out, nil
+}
+
+// Main is the session that runs the main command.
+func (e *Environment) Main(ctx context.Context) (*runtime.Session, error) {
+	s, err := e.c.Attach(ctx, mainSession)
+	if err != nil {
+		return nil, fmt.Errorf("the main command of environment %s: %w", e.ID(), err)
+	}
+	return s, nil
+}
+
+// Signal sends a signal to the main command.
+func (e *Environment) Signal(ctx context.Context, sig unix.Signal) error {
+	if err := e.c.Signal(ctx, sig); err != nil {
+		return fmt.Errorf("signal environment %s: %w", e.ID(), err)
+	}
+	return nil
+}
+
+// ExecOptions describe a further command in an environment.
+type ExecOptions struct {
+	Args       []string
+	Env        []string // KEY=VALUE, over the environment's own
+	Cwd        string   // empty: the environment's
+	User       string   // empty: the environment's
+	TTY        bool
+	Cols, Rows uint16
+}
+
+// Exec starts a further command. A command that can't be executed is a *runtime.ExecError.
+func (e *Environment) Exec(ctx context.Context, o ExecOptions) (*runtime.Session, error) {
+	r := e.Record()
+	for _, kv := range o.Env {
+		if key, _, ok := strings.Cut(kv, "="); !ok || key == "" || strings.ContainsRune(kv, 0) {
+			return nil, fmt.Errorf("environment variable %q: want NAME=VALUE", kv)
+		}
+	}
+	s, err := e.c.StartSession(ctx, runtime.SessionSpec{
+		Args: o.Args, Env: mergeEnv(r.Env, o.Env), Cwd: cmp.Or(o.Cwd, r.Cwd), User: cmp.Or(o.User, r.User),
+		TTY: o.TTY, Cols: o.Cols, Rows: o.Rows,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("run in environment %s: %w", describe(&r), err)
+	}
+	return s, nil
 }

@@ -2,10 +2,395 @@ package nodeagent
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/json"
 	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	goruntime "runtime"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/learnos/learnos/internal/config"
+	"github.com/learnos/learnos/internal/queue"
 )
 
-// Serve runs the node's daemon until ctx ends.
-func Serve(ctx context.Context, cfg *config.Config) error { return errors.New("nodeagent: not written yet") }
+// nodeTTL is how long etcd remembers a node that has gone silent.
+const nodeTTL = 15 * time.Second
+
+// Version is what the binary was built from, as the Go toolchain recorded it.
+func Version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	version, revision, dirty := info.Main.Version, "", ""
+	for _, s := range info.Settings {
+		switch {
+		case s.Key == "vcs.revision" && len(s.Value) >= 12:
+			revision = " " + s.Value[:12]
+		case s.Key == "vcs.modified" && s.Value == "true":
+			dirty = "+"
+		}
+	}
+	return version + revision + dirty + " " + goruntime.Version()
+}
+
+// daemon is one running Serve.
+type daemon struct {
+	node    *Node
+	name    string // the node's, in etcd
+	cfg     config.Node
+	queue   *queue.Queue
+	lease   *queue.Lease // set once before any job is claimed
+	log     *slog.Logger
+	pub     *publisher
+	started time.Time
+	life    context.Context // Serve's own, for what is begun by a stream and outlives it
+
+	mu     sync.Mutex
+	envs   map[string]*hosted
+	sample chan struct{} // closed and renewed whenever there are new figures
+	kick   chan struct{} // there may be room for a job that had none
+	news   chan struct{} // the node's entry in etcd is not true any more
+
+	work sync.WaitGroup // jobs and endings under way
+}
+
+// Serve runs the node's daemon until ctx ends. It returns early only when it can't begin: another daemon has the
+// same root, or the configuration makes no sense. That etcd is away is no reason: environments that run go on, and
+// their states are told when it is back. When it returns, environments and their sessions go on.
+func Serve(ctx context.Context, cfg *config.Config) error {
+	opts, err := nodeOptions(cfg.Node)
+	if err != nil {
+		return err
+	}
+	root := cfg.Node.Root
+	if root == "" {
+		root = filepath.Join(cfg.Common.DataDir, "node")
+	}
+	n, err := Open(root, opts)
+	if err != nil {
+		return err
+	}
+	unlock, err := n.lockServe()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := n.saveOptions(); err != nil {
+		return err
+	}
+	if _, err := n.Bridge(ctx); err != nil {
+		return err
+	}
+	cli, err := queue.Dial(cfg.Etcd)
+	if err != nil {
+		return fmt.Errorf("etcd: %w", err)
+	}
+	defer cli.Close()
+	d := &daemon{
+		node: n, name: nodeName(cfg.Node), cfg: cfg.Node, queue: queue.New(cli, cfg.Etcd.Prefix),
+		log: slog.Default().With("node", nodeName(cfg.Node)), started: time.Now(), life: ctx,
+		envs: map[string]*hosted{}, sample: make(chan struct{}),
+		kick: make(chan struct{}, 1), news: make(chan struct{}, 1),
+	}
+	d.pub = newPublisher(d.queue, d.name, filepath.Join(n.root, "ended"), d.log, d.fenced)
+	if err := d.takeUp(ctx); err != nil {
+		return err
+	}
+	d.log.Info("node is up", "root", n.root, "bridge", n.BridgeName(), "environments", len(d.envs))
+	defer d.leave()
+
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return d.pub.run(gctx) })
+	g.Go(func() error { return d.watchLimits(gctx) })
+	g.Go(func() error { return d.keepTunnels(gctx) })
+	g.Go(func() error { return d.keepRegistered(gctx) })
+	err = g.Wait()
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+func nodeName(cfg config.Node) string {
+	if cfg.Name != "" {
+		return cfg.Name
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return "node"
+	}
+	return host
+}
+
+func nodeOptions(cfg config.Node) (Options, error) {
+	o := Options{Bridge: cfg.Bridge, AllowPrivate: !cfg.BlockPrivate}
+	if cfg.Subnet != "" {
+		p, err := netip.ParsePrefix(cfg.Subnet)
+		if err != nil {
+			return o, fmt.Errorf("[node] subnet %q: want a CIDR as in 10.90.0.0/20", cfg.Subnet)
+		}
+		o.Subnet = p
+	}
+	return o, nil
+}
+
+// lockServe makes sure that a root has one daemon.
+func (n *Node) lockServe() (func(), error) {
+	path := filepath.Join(n.root, "serve.lock")
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock node: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("another daemon serves %s already: stop it, or give this one a root of its own", n.root)
+		}
+		return nil, fmt.Errorf("lock node: %w", err)
+	}
+	return func() { _ = f.Close() }, nil
+}
+
+// instance is a random word that tells this root from every other machine's, kept for ever.
+func (n *Node) instance() (string, error) {
+	path := filepath.Join(n.root, "instance")
+	body, err := os.ReadFile(path)
+	if err == nil && len(body) > 0 {
+		return strings.TrimSpace(string(body)), nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("node instance: %w", err)
+	}
+	id := rand.Text()
+	if err := os.WriteFile(path, []byte(id+"\n"), 0o600); err != nil {
+		return "", fmt.Errorf("node instance: %w", err)
+	}
+	return id, nil
+}
+
+// saveOptions lets commands that a person types beside the daemon see the network as it does.
+func (n *Node) saveOptions() error {
+	body, err := json.MarshalIndent(n.opts, "", "  ")
+	if err != nil {
+		return err
+	}
+	tmp := filepath.Join(n.root, "node.json.tmp")
+	if err := os.WriteFile(tmp, body, 0o600); err != nil {
+		return fmt.Errorf("node options: %w", err)
+	}
+	return os.Rename(tmp, filepath.Join(n.root, "node.json"))
+}
+
+// takeUp finds every environment that an earlier daemon left, its sessions with it, and clears what is nobody's.
+func (d *daemon) takeUp(ctx context.Context) error {
+	all, err := d.node.Records()
+	if err != nil {
+		return err
+	}
+	if err := d.node.restoreRanges(all); err != nil {
+		return err
+	}
+	for _, r := range all {
+		if r.Owner != OwnerPlatform || r.State == StateExited {
+			continue
+		}
+		if r.State != StateRunning { // half-made or half-deleted; whatever is to be said of it, its job says
+			if err := d.node.Delete(ctx, r.ID); err != nil {
+				d.log.Error("clear a half-made environment", "env", r.ID, "err", err)
+			}
+			continue
+		}
+		env, err := d.node.Load(ctx, r.ID)
+		if err != nil || !env.Alive() {
+			reason := "it ended while the node's agent was away"
+			if st := d.node.lastStatus(ctx, r.ID); st != nil {
+				reason = endReason(*st, r.Limits)
+			}
+			d.pub.ended(queue.EnvStatus{ID: r.ID, State: queue.StateFailed, Reason: reason})
+			if err := d.node.Delete(ctx, r.ID); err != nil {
+				d.log.Error("remove a dead environment", "env", r.ID, "err", err)
+			}
+			continue
+		}
+		h := d.host(env)
+		sessions, err := d.node.restoreSessions(ctx, env)
+		if err != nil {
+			d.log.Error("take up sessions", "env", r.ID, "err", err)
+		}
+		h.sessions = sessions
+		d.pub.put(h.status())
+		d.follow(ctx, h)
+	}
+	swept, err := d.node.Sweep(ctx)
+	if err != nil {
+		d.log.Error("sweep", "err", err)
+	}
+	d.log.Info("swept", "what", swept)
+	return nil
+}
+
+// leave ends what the daemon does, never what it keeps.
+func (d *daemon) leave() {
+	d.work.Wait()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, h := range d.envs {
+		h.letGo()
+	}
+}
+
+// wake makes the claimer and the registry look again.
+func (d *daemon) wake() {
+	for _, ch := range []chan struct{}{d.kick, d.news} {
+		select {
+		case ch <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// info is what the node tells about itself.
+func (d *daemon) info(instance string) queue.NodeInfo {
+	mem := readMeminfo()
+	i := queue.NodeInfo{
+		Name: d.name, Version: Version(), Instance: instance, Address: hostAddress(),
+		FreeMemory: d.free(mem), TotalMemory: mem.total, CPUs: goruntime.NumCPU(),
+		MaxEnvironments: d.cfg.MaxEnvironments, StartedAt: d.started, UpdatedAt: time.Now(),
+	}
+	d.mu.Lock()
+	i.Environments = len(d.envs)
+	d.mu.Unlock()
+	var st unix.Statfs_t
+	if unix.Statfs(d.node.root, &st) == nil {
+		i.DiskFree, i.DiskTotal = int64(st.Bavail)*st.Bsize, int64(st.Blocks)*st.Bsize
+	}
+	return i
+}
+
+// hostAddress is the address this machine uses to reach others, for people who look at lists; "" without one.
+func hostAddress() string {
+	// A connected UDP socket gets its source address from the routing table; nothing is sent. 192.0.2.1 is TEST-NET-1.
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return ""
+	}
+	defer unix.Close(fd)
+	if unix.Connect(fd, &unix.SockaddrInet4{Port: 9, Addr: [4]byte{192, 0, 2, 1}}) != nil {
+		return ""
+	}
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		return ""
+	}
+	if in, ok := sa.(*unix.SockaddrInet4); ok {
+		return netip.AddrFrom4(in.Addr).String()
+	}
+	return ""
+}
+
+// keepRegistered gets the node its lease, however long etcd takes, and then takes jobs under it.
+func (d *daemon) keepRegistered(ctx context.Context) error {
+	instance, err := d.node.instance()
+	if err != nil {
+		return err
+	}
+	wait := newBackoff()
+	for {
+		if d.lease, err = d.queue.RegisterNode(ctx, d.info(instance), nodeTTL); err == nil {
+			break
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		d.log.Warn("register in etcd: trying again", "err", err)
+		if errors.Is(err, queue.ErrNameTaken) {
+			d.log.Error("another machine has this node's name: set name in [node] of the configuration", "name", d.name)
+		}
+		if !wait.sleep(ctx) {
+			return nil
+		}
+	}
+	defer func() {
+		bye, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		_ = d.lease.Close(bye)
+	}()
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return d.takeJobs(gctx) })
+	g.Go(func() error { return d.tellAboutItself(gctx, instance) })
+	return g.Wait()
+}
+
+// tellAboutItself keeps the node's entry fresh: at once when something changed, else now and then.
+func (d *daemon) tellAboutItself(ctx context.Context, instance string) error {
+	slow := time.NewTicker(10 * time.Second)
+	defer slow.Stop()
+	for {
+		if err := d.lease.Update(ctx, d.info(instance)); err != nil && ctx.Err() == nil {
+			d.log.Warn("tell etcd about this node", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-d.lease.Regained():
+			// etcd forgot us for a while; whoever reads it may have missed what happened meanwhile.
+			for _, h := range d.all() {
+				d.pub.put(h.status())
+			}
+			d.wake()
+		case <-d.news:
+		case <-slow.C:
+		}
+	}
+}
+
+// all is a copy of the list of hosted environments.
+func (d *daemon) all() []*hosted {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	list := make([]*hosted, 0, len(d.envs))
+	for _, h := range d.envs {
+		list = append(list, h)
+	}
+	return list
+}
+
+func (d *daemon) lookup(id string) *hosted {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.envs[id]
+}
+
+// backoff waits longer each time, up to a bound, and never exactly as long as its neighbours.
+type backoff struct{ next time.Duration }
+
+func newBackoff() *backoff { return &backoff{next: 250 * time.Millisecond} }
+
+func (b *backoff) reset() { b.next = 250 * time.Millisecond }
+
+// sleep waits; false when ctx ended first.
+func (b *backoff) sleep(ctx context.Context) bool {
+	var r [1]byte
+	_, _ = rand.Read(r[:])
+	t := time.NewTimer(b.next*3/4 + b.next*time.Duration(r[0])/512)
+	defer t.Stop()
+	b.next = min(2*b.next, 10*time.Second)
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}

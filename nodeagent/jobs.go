@@ -1,0 +1,368 @@
+package nodeagent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"sync"
+	"time"
+
+	"github.com/learnos/learnos/internal/queue"
+	"github.com/learnos/learnos/rootfs"
+)
+
+// takeJobs claims work for as long as there is room, and does it side by side.
+func (d *daemon) takeJobs(ctx context.Context) error {
+	mine, err := d.queue.Reclaim(ctx, d.name, d.lease)
+	if err != nil && ctx.Err() == nil {
+		d.log.Warn("take back earlier jobs", "err", err) // the reaper gives them to somebody
+	}
+	for _, c := range mine {
+		d.begin(ctx, c)
+	}
+	wake := d.queue.Watch(ctx)
+	wait := newBackoff()
+	for ctx.Err() == nil {
+		c, err := d.queue.Claim(ctx, d.name, d.lease, d.fits)
+		switch {
+		case err != nil && ctx.Err() == nil:
+			d.log.Warn("claim a job", "err", err)
+			if !wait.sleep(ctx) {
+				return nil
+			}
+		case c != nil:
+			wait.reset()
+			d.begin(ctx, c)
+		default:
+			wait.reset()
+			select {
+			case <-ctx.Done():
+			case _, ok := <-wake:
+				if !ok {
+					wake = nil
+				}
+			case <-d.kick:
+			}
+		}
+	}
+	return nil
+}
+
+// fits tells whether the node has room for a job now. The claimer is one goroutine, so nothing changes the answer
+// for the worse before begin has written the promise down.
+func (d *daemon) fits(j queue.Job) bool {
+	if j.Kind != queue.KindCreate {
+		return true
+	}
+	if j.Spec == nil {
+		return true // so that it fails with a reason instead of lying in the queue for ever
+	}
+	if d.lookup(j.EnvID) != nil {
+		return true
+	}
+	d.mu.Lock()
+	count := len(d.envs)
+	d.mu.Unlock()
+	if d.cfg.MaxEnvironments > 0 && count >= d.cfg.MaxEnvironments {
+		return false
+	}
+	return d.free(readMeminfo()) >= j.Spec.Limits.MemoryBytes
+}
+
+// begin starts the work on a claimed job.
+func (d *daemon) begin(ctx context.Context, c *queue.Claim) {
+	j := c.Job
+	log := d.log.With("env", j.EnvID, "job", j.Kind)
+	switch {
+	case j.Kind == queue.KindDelete:
+		d.work.Go(func() { d.doDelete(ctx, c) })
+	case j.Kind != queue.KindCreate || j.Spec == nil || !idPattern.MatchString(j.EnvID):
+		log.Error("a job that makes no sense", "kind", j.Kind)
+		d.work.Go(func() {
+			d.settle(ctx, c, queue.EnvStatus{ID: j.EnvID, State: queue.StateFailed, Reason: "the job was malformed"})
+		})
+	default:
+		h := &hosted{d: d, id: j.EnvID, promised: j.Spec.Limits.MemoryBytes, lastSeen: time.Now(),
+			sessions: map[string]*session{}, made: make(chan struct{}), gone: make(chan struct{})}
+		var cctx context.Context
+		cctx, h.cancel = context.WithCancel(ctx)
+		d.mu.Lock()
+		old := d.envs[j.EnvID]
+		if old == nil {
+			d.envs[j.EnvID] = h
+		}
+		d.mu.Unlock()
+		if old != nil { // made before a crash that came before the job was told done
+			h.cancel()
+			d.work.Go(func() {
+				<-old.made
+				d.settle(ctx, c, old.status())
+			})
+			return
+		}
+		d.wake()
+		d.work.Go(func() { d.doCreate(ctx, cctx, c, h) })
+	}
+}
+
+// settle ends a job with a status, for as long as it takes. It tells whether the job was still ours.
+func (d *daemon) settle(ctx context.Context, c *queue.Claim, s queue.EnvStatus) bool {
+	s.Node = d.name
+	wait := newBackoff()
+	for {
+		try, cancel := context.WithTimeout(ctx, 5*time.Second)
+		err := c.Finish(try, s)
+		cancel()
+		if err == nil {
+			return true
+		}
+		if errors.Is(err, queue.ErrFenced) {
+			d.log.Warn("a job was lost to another node", "env", s.ID)
+			return false
+		}
+		if ctx.Err() != nil {
+			return true // this daemon ends; the next one, or the reaper, takes the job up
+		}
+		d.log.Warn("tell etcd a job is done: trying again", "env", s.ID, "err", err)
+		if !wait.sleep(ctx) {
+			return true
+		}
+	}
+}
+
+// doCreate makes an environment. ctx is the daemon's, cctx ends also when somebody deletes the environment.
+func (d *daemon) doCreate(ctx, cctx context.Context, c *queue.Claim, h *hosted) {
+	spec := c.Job.Spec
+	begin := time.Now()
+	told := &teller{d: d, c: c, fenced: h.cancel}
+	env, err := d.create(cctx, h, spec, told)
+	told.wait()
+	h.mu.Lock()
+	h.env = env
+	ending := h.ending
+	h.mu.Unlock()
+	if err != nil {
+		// A create that is cancelled because the daemon ends is left in the queue: it is somebody's wish still. One
+		// that is cancelled because its environment is deleted ends here, before the delete goes on and says so.
+		if ctx.Err() == nil && !told.lost() {
+			final := queue.EnvStatus{ID: h.id, State: queue.StateFailed, Reason: reasonOf(err), Deadline: spec.Deadline}
+			if ending {
+				final.State, final.Reason = queue.StateStopping, "deleted while it was being made"
+			}
+			d.log.Warn("create failed", "env", h.id, "err", err)
+			d.settle(ctx, c, final)
+		}
+		close(h.made)
+		d.drop(h)
+		return
+	}
+	close(h.made)
+	d.log.Info("running", "env", h.id, "image", spec.Image, "took", time.Since(begin).Round(time.Microsecond))
+	if told.lost() || !d.settle(ctx, c, h.status()) {
+		if h.begin(nil) {
+			if err := d.remove(h); err != nil {
+				d.log.Error("take down", "env", h.id, "err", err)
+			}
+		}
+		return
+	}
+	d.follow(ctx, h)
+	d.wake()
+}
+
+// create gets the image and makes the environment.
+func (d *daemon) create(ctx context.Context, h *hosted, spec *queue.EnvSpec, told *teller) (*Environment, error) {
+	if !spec.Deadline.IsZero() && time.Now().After(spec.Deadline) {
+		return nil, errors.New("its deadline passed while it waited in the queue")
+	}
+	pullBegan := time.Now()
+	img, err := d.image(ctx, spec, told)
+	if err != nil {
+		return nil, fmt.Errorf("image: %w", err)
+	}
+	pulled := time.Since(pullBegan)
+	told.tell(ctx, queue.EnvStatus{ID: h.id, State: queue.StateCreating, Deadline: spec.Deadline})
+	env, err := d.node.Create(ctx, CreateOptions{
+		ID: h.id, Image: img, NoMain: true, Owner: OwnerPlatform, Hostname: hostnameFor(spec),
+		Limits: Limits{
+			MemoryBytes: spec.Limits.MemoryBytes, CPUs: spec.Limits.CPUs, PIDs: spec.Limits.PIDs,
+			NetQuotaBytes: spec.Limits.NetQuotaBytes, BlkQuotaBytes: spec.Limits.BlkQuotaBytes,
+		},
+		Platform: &PlatformRecord{Shell: spec.Command, Deadline: spec.Deadline, IdleTimeout: spec.IdleTimeout},
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := env.update(func(r *Record) {
+		r.Timings = maps.Clone(r.Timings)
+		r.Timings["image"] = pulled.Microseconds()
+	}); err != nil {
+		d.log.Warn("record timings", "env", h.id, "err", err)
+	}
+	return env, nil
+}
+
+// hostnameFor is what the environment calls itself: its name if that can be a host's, else its id.
+func hostnameFor(spec *queue.EnvSpec) string {
+	if hostPattern.MatchString(spec.Name) {
+		return spec.Name
+	}
+	return ""
+}
+
+// image finds, builds or pulls; only what takes time is told.
+func (d *daemon) image(ctx context.Context, spec *queue.EnvSpec, told *teller) (*rootfs.Image, error) {
+	img, err := d.node.images.Image(ctx, spec.Source)
+	if err == nil || !errors.Is(err, rootfs.ErrNotFound) {
+		return img, err
+	}
+	told.tell(ctx, queue.EnvStatus{ID: spec.ID, State: queue.StatePulling, Deadline: spec.Deadline})
+	p := &pulling{layers: map[string]rootfs.Progress{}}
+	return d.node.images.Ensure(ctx, spec.Source, rootfs.PullOptions{
+		Insecure: spec.Insecure,
+		Progress: func(pr rootfs.Progress) {
+			if stage, percent, due := p.note(pr, time.Now()); due {
+				told.tell(ctx, queue.EnvStatus{ID: spec.ID, State: queue.StatePulling, Stage: stage, Percent: percent, Deadline: spec.Deadline})
+			}
+		},
+	})
+}
+
+// pulling makes a few figures out of many reports: etcd is not the place for a progress bar's every step.
+type pulling struct {
+	layers  map[string]rootfs.Progress
+	percent int
+	at      time.Time
+}
+
+// Steps of what is told: at least so many percent and so much time apart.
+const (
+	pullStep  = 5
+	pullPause = 500 * time.Millisecond
+)
+
+// note takes a report in, and tells whether it is time to pass on how far all of it is.
+func (p *pulling) note(pr rootfs.Progress, now time.Time) (stage string, percent int, due bool) {
+	p.layers[pr.Layer] = pr
+	var done, total float64
+	for _, l := range p.layers {
+		if l.Total <= 0 {
+			continue
+		}
+		d, t := float64(l.Done), float64(l.Total)
+		// Fetching is one half of a layer's work and unpacking the other.
+		switch l.Phase {
+		case rootfs.PhaseDownloading:
+			d /= 2
+		case rootfs.PhaseUnpacking:
+			d = t/2 + d/2
+		case rootfs.PhaseDone:
+			d = t
+		}
+		done, total = done+d, total+t
+	}
+	if total > 0 {
+		percent = min(100, int(100*done/total))
+	}
+	percent = max(percent, p.percent) // a layer that is found late must not make it run backwards
+	if percent < p.percent+pullStep || now.Sub(p.at) < pullPause {
+		return pr.Phase, percent, false
+	}
+	p.percent, p.at = percent, now
+	return pr.Phase, percent, true
+}
+
+// teller writes the stages of a create in the background, in order, the newest replacing one not yet written: the
+// create never waits for etcd.
+type teller struct {
+	d      *daemon
+	c      *queue.Claim
+	fenced func()
+
+	mu      sync.Mutex
+	next    *queue.EnvStatus
+	busy    bool
+	gone    bool
+	pending sync.WaitGroup
+}
+
+func (t *teller) tell(ctx context.Context, s queue.EnvStatus) {
+	s.Node = t.d.name
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.next = &s
+	if t.busy {
+		return
+	}
+	t.busy = true
+	t.pending.Go(func() { t.write(ctx) })
+}
+
+func (t *teller) write(ctx context.Context) {
+	for {
+		t.mu.Lock()
+		s := t.next
+		t.next = nil
+		t.busy = s != nil && !t.gone
+		stop := !t.busy
+		t.mu.Unlock()
+		if stop {
+			return
+		}
+		try, cancel := context.WithTimeout(ctx, 3*time.Second)
+		err := t.c.Status(try, *s)
+		cancel()
+		if errors.Is(err, queue.ErrFenced) {
+			t.mu.Lock()
+			t.gone = true
+			t.mu.Unlock()
+			t.fenced()
+		}
+	}
+}
+
+// wait returns when nothing is being written any more.
+func (t *teller) wait() { t.pending.Wait() }
+
+// lost tells whether the claim is another node's now.
+func (t *teller) lost() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.gone
+}
+
+// doDelete takes an environment down because its owner said so.
+func (d *daemon) doDelete(ctx context.Context, c *queue.Claim) {
+	id := c.Job.EnvID
+	final := queue.EnvStatus{ID: id, State: queue.StateDeleted, Reason: c.Job.Reason}
+	h := d.lookup(id)
+	switch {
+	case h != nil && h.begin(nil):
+		if err := d.remove(h); err != nil {
+			d.log.Error("take down", "env", id, "err", err)
+		}
+	case h != nil: // its deadline, say, came first: wait until it is gone
+		select {
+		case <-h.gone:
+		case <-ctx.Done():
+		}
+	default:
+		if err := d.node.Delete(ctx, id); err != nil {
+			d.log.Error("take down", "env", id, "err", err)
+		}
+	}
+	if ctx.Err() != nil {
+		return
+	}
+	d.pub.forget(id)
+	d.settle(ctx, c, final)
+}
+
+// reasonOf is an error as a person in front of a panel needs it.
+func reasonOf(err error) string {
+	if errors.Is(err, context.DeadlineExceeded) {
+		return "it took too long: " + err.Error()
+	}
+	return err.Error()
+}

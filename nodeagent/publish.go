@@ -1,0 +1,167 @@
+package nodeagent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/learnos/learnos/internal/queue"
+)
+
+// publisher tells etcd how environments are, in the background and for as long as it takes. Only an environment's
+// newest state matters, so it keeps one each. That one ended is kept in a file until it was told: the environment's
+// own record is gone by then, and a restart must not swallow the reason.
+type publisher struct {
+	queue  *queue.Queue
+	node   string
+	dir    string
+	log    *slog.Logger
+	fenced func(id string) // another node has that environment now
+
+	mu      sync.Mutex
+	pending map[string]queue.EnvStatus
+	wake    chan struct{}
+}
+
+func newPublisher(q *queue.Queue, node, dir string, log *slog.Logger, fenced func(string)) *publisher {
+	p := &publisher{queue: q, node: node, dir: dir, log: log, fenced: fenced,
+		pending: map[string]queue.EnvStatus{}, wake: make(chan struct{}, 1)}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return p
+	}
+	for _, e := range entries {
+		var s queue.EnvStatus
+		body, err := os.ReadFile(filepath.Join(dir, e.Name()))
+		if err != nil || json.Unmarshal(body, &s) != nil || s.ID == "" {
+			continue
+		}
+		p.put(s)
+	}
+	return p
+}
+
+// put tells s soon, in place of what was not told yet.
+func (p *publisher) put(s queue.EnvStatus) {
+	s.Node = p.node
+	if s.UpdatedAt.IsZero() {
+		s.UpdatedAt = time.Now().UTC()
+	}
+	p.mu.Lock()
+	p.pending[s.ID] = s
+	p.mu.Unlock()
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+// ended is put for a state that nothing on disk will remember.
+func (p *publisher) ended(s queue.EnvStatus) {
+	s.Node, s.UpdatedAt = p.node, time.Now().UTC()
+	body, err := json.Marshal(s)
+	if err == nil {
+		err = os.MkdirAll(p.dir, 0o700)
+	}
+	if err == nil {
+		tmp := filepath.Join(p.dir, s.ID+".tmp")
+		if err = os.WriteFile(tmp, body, 0o600); err == nil {
+			err = os.Rename(tmp, filepath.Join(p.dir, s.ID))
+		}
+	}
+	if err != nil {
+		p.log.Error("keep an environment's end", "env", s.ID, "err", err)
+	}
+	p.put(s)
+}
+
+// forget drops what was to be told of an environment: somebody else has told it.
+func (p *publisher) forget(id string) {
+	p.mu.Lock()
+	delete(p.pending, id)
+	p.mu.Unlock()
+	_ = os.Remove(filepath.Join(p.dir, id))
+}
+
+func (p *publisher) run(ctx context.Context) error {
+	wait := newBackoff()
+	for {
+		p.mu.Lock()
+		batch := maps.Clone(p.pending)
+		p.mu.Unlock()
+		failed := false
+		for id, s := range batch {
+			err := p.tell(ctx, s)
+			if ctx.Err() != nil {
+				return nil
+			}
+			if err != nil {
+				failed = true
+				p.log.Warn("tell etcd of an environment: trying again", "env", id, "err", err)
+				break // the next one would wait for the same etcd
+			}
+		}
+		if failed {
+			if !wait.sleep(ctx) {
+				return nil
+			}
+			continue
+		}
+		wait.reset()
+		p.mu.Lock()
+		more := len(p.pending) > 0
+		p.mu.Unlock()
+		if more {
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-p.wake:
+		}
+	}
+}
+
+// tell writes one status. Its error means: try again.
+func (p *publisher) tell(ctx context.Context, s queue.EnvStatus) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	err := p.queue.PutStatus(ctx, p.node, s)
+	if err != nil && !errors.Is(err, queue.ErrFenced) && !errors.Is(err, queue.ErrNotFound) {
+		return err
+	}
+	p.mu.Lock()
+	// A newer one may have come meanwhile.
+	done := p.pending[s.ID].UpdatedAt.Equal(s.UpdatedAt) && p.pending[s.ID].State == s.State
+	if done || err != nil {
+		delete(p.pending, s.ID)
+	}
+	p.mu.Unlock()
+	if done && queue.Terminal(s.State) || err != nil {
+		_ = os.Remove(filepath.Join(p.dir, s.ID))
+	}
+	if err != nil && !queue.Terminal(s.State) {
+		p.fenced(s.ID)
+	}
+	return nil
+}
+
+// endReason says in a sentence why an environment that ended by itself did.
+func endReason(st ExitStatus, l Limits) string {
+	switch {
+	case st.OOMKilled && l.MemoryBytes > 0:
+		return "it ran out of memory: " + sizeText(l.MemoryBytes) + " is its limit; use less, or ask for an image with more"
+	case st.OOMKilled:
+		return "it ran out of memory"
+	case strings.TrimSpace(st.Reason) != "":
+		return st.Reason
+	}
+	return "its first process ended"
+}
