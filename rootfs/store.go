@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -38,7 +37,6 @@ type Store struct {
 	// attach is set once the kernel has refused to build an overlay from detached mounts (before Linux 6.15).
 	attach atomic.Bool
 	boot   string
-	client sync.Map // of *registryClient by repository; they hold tokens
 }
 
 // partialAge is how long the beginning of a blob is kept for a pull that might continue it.
