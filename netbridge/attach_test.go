@@ -280,35 +280,16 @@ func TestStats(t *testing.T) {
 	b := openBridge(t, testConfig(t))
 	_, ns := attach(t, b, "env-a", AttachOptions{})
 	const down, up = 3 << 20, 1 << 20
-	var l net.Listener
-	if err := in(outside, func() (err error) {
-		l, err = net.Listen("tcp4", publicAddress+":99")
-		return err
-	}); err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
+	c, far := connectionFrom(t, ns)
 	go func() {
-		c, err := l.Accept()
-		if err != nil {
-			return
-		}
-		defer c.Close()
-		io.CopyN(io.Discard, c, up)
-		c.Write(make([]byte, down))
+		io.CopyN(io.Discard, far, up)
+		far.Write(make([]byte, down))
+		far.Close()
 	}()
-	var c net.Conn
-	if err := in(ns, func() (err error) {
-		c, err = net.DialTimeout("tcp4", publicAddress+":99", 2*time.Second)
-		return err
-	}); err != nil {
-		t.Fatal(err)
-	}
 	c.Write(make([]byte, up))
 	if n, err := io.Copy(io.Discard, c); n != down || err != nil {
 		t.Fatalf("read %d bytes, %v", n, err)
 	}
-	c.Close()
 	s, err := b.Stats(t.Context(), "env-a")
 	if err != nil {
 		t.Fatal(err)

@@ -1,6 +1,7 @@
 package netbridge
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -272,17 +273,17 @@ func serve(t testing.TB, ns *os.File, network, address, text string) {
 }
 
 // ask returns what the server at the address says.
-func ask(ns *os.File, network, address string) (string, error) {
+func ask(ns *os.File, network, address string, patience time.Duration) (string, error) {
 	var c net.Conn
 	err := in(ns, func() (err error) {
-		c, err = net.DialTimeout(network, address, 2*time.Second)
+		c, err = net.DialTimeout(network, address, patience)
 		return err
 	})
 	if err != nil {
 		return "", err
 	}
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(2 * time.Second))
+	c.SetDeadline(time.Now().Add(patience))
 	if strings.HasPrefix(network, "udp") {
 		if _, err := c.Write([]byte("?")); err != nil {
 			return "", err
@@ -297,16 +298,42 @@ func ask(ns *os.File, network, address string) (string, error) {
 
 func mustAnswer(t testing.TB, ns *os.File, network, address, want string) {
 	t.Helper()
-	if got, err := ask(ns, network, address); err != nil || got != want {
+	if got, err := ask(ns, network, address, 5*time.Second); err != nil || got != want {
 		t.Errorf("%s %s: got %q, %v; want %q", network, address, got, err, want)
 	}
 }
 
 func mustNotAnswer(t testing.TB, ns *os.File, network, address string) {
 	t.Helper()
-	if got, err := ask(ns, network, address); err == nil {
+	if got, err := ask(ns, network, address, 500*time.Millisecond); err == nil {
 		t.Errorf("%s %s answered %q: want it closed", network, address, got)
 	}
+}
+
+// connectionFrom opens a TCP connection from the namespace to the outside and returns both ends.
+func connectionFrom(t testing.TB, ns *os.File) (inside, far net.Conn) {
+	t.Helper()
+	var l net.Listener
+	err := in(outside, func() (err error) {
+		l, err = net.Listen("tcp4", publicAddress+":0")
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	err = in(ns, func() (err error) {
+		inside, err = net.DialTimeout("tcp4", l.Addr().String(), 5*time.Second)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if far, err = l.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { inside.Close(); far.Close() })
+	return inside, far
 }
 
 func linkIn(t testing.TB, ns *os.File, name string) netlink.Link {
@@ -323,8 +350,74 @@ func linkIn(t testing.TB, ns *os.File, name string) netlink.Link {
 	return link
 }
 
-// playRole is what this binary does when a test starts it as another process of the same host.
+// playRole is what this binary does when a test starts it as another process of the same host: it attaches fresh
+// namespaces to the bridge of NETBRIDGE_TEST_BRIDGE with state in NETBRIDGE_TEST_STATE.
 func playRole(role string) int {
-	fmt.Fprintln(os.Stderr, "unknown role", role)
-	return 2
+	fail := func(err error) int {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	cfg := DefaultConfig(os.Getenv("NETBRIDGE_TEST_BRIDGE"), os.Getenv("NETBRIDGE_TEST_STATE"))
+	cfg.Resolvers = []netip.Addr{netip.MustParseAddr(resolverAddress)}
+	b, err := Open(context.Background(), cfg)
+	if err != nil {
+		return fail(err)
+	}
+	switch role {
+	case "attach-ten": // print each address, then keep the namespaces until stdin ends
+		for i := range 10 {
+			ns, err := freshNetns()
+			if err != nil {
+				return fail(err)
+			}
+			defer ns.Close()
+			a, err := b.Attach(context.Background(), fmt.Sprintf("p%d-%d", os.Getpid(), i), ns, AttachOptions{})
+			if err != nil {
+				return fail(err)
+			}
+			fmt.Println(a.IP)
+		}
+		fmt.Println("done")
+		io.Copy(io.Discard, os.Stdin)
+	case "churn": // until killed
+		fmt.Println("ready")
+		for i := 0; ; i++ {
+			ns, err := freshNetns()
+			if err != nil {
+				return fail(err)
+			}
+			id := fmt.Sprintf("churn-%d", i)
+			if _, err := b.Attach(context.Background(), id, ns, AttachOptions{NetUp: 1e8, NetDown: 1e8, Ports: []Port{{HostPort: 8080, Port: 80}}}); err != nil {
+				return fail(err)
+			}
+			if err := b.Detach(context.Background(), id); err != nil {
+				return fail(err)
+			}
+			ns.Close()
+		}
+	default:
+		return fail(fmt.Errorf("unknown role %q", role))
+	}
+	return 0
+}
+
+// otherProcess starts this binary as another process of the same host.
+func otherProcess(t testing.TB, b *Bridge, role string) (*exec.Cmd, *bufio.Scanner, io.Closer) {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), "NETBRIDGE_TEST_ROLE="+role, "NETBRIDGE_TEST_BRIDGE="+b.cfg.Name, "NETBRIDGE_TEST_STATE="+b.cfg.StateDir)
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	return cmd, bufio.NewScanner(out), in
 }

@@ -263,7 +263,7 @@ func TestSpoofedFramesAreDropped(t *testing.T) {
 		"bad-ipv6":           slices.Concat([]byte{0x33, 0x33, 0, 0, 0, 1}, a.MAC, []byte{0x86, 0xdd, 0x60, 0, 0, 0, 0, 8, 59, 1}, make([]byte, 32), []byte("bad-ipv6")),
 		"bad-ethertype":      slices.Concat(broadcast, a.MAC, []byte{0x88, 0xb5}, []byte("bad-ethertype")),
 		"bad-short":          slices.Concat(gwMAC, a.MAC, []byte{8, 0, 0x45}, []byte("bad-short")),
-		"bad-priority-tag":           tagged(udpFrame(gwMAC, a.MAC, v.IP, public, "bad-priority-tag"), 0x81, 0, 0, 0),
+		"bad-priority-tag":   tagged(udpFrame(gwMAC, a.MAC, v.IP, public, "bad-priority-tag"), 0x81, 0, 0, 0),
 		"bad-vlan-7":         tagged(udpFrame(gwMAC, a.MAC, a.IP, public, "bad-vlan-7"), 0x81, 0, 0, 7),
 		"bad-double-vlan":    tagged(udpFrame(gwMAC, a.MAC, v.IP, public, "bad-double-vlan"), 0x81, 0, 0, 7, 0x81, 0, 0, 8),
 	}
