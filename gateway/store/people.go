@@ -193,6 +193,13 @@ func (s *Store) Rotate(ctx context.Context, old string, next *RefreshToken, now 
 	return session, user, err
 }
 
+// SessionOf is the id of the session that a refresh token belongs to, used or not.
+func (s *Store) SessionOf(ctx context.Context, hash string) (string, error) {
+	var token RefreshToken
+	err := s.db.WithContext(ctx).Take(&token, "hash = ?", hash).Error
+	return token.SessionID, translate(err)
+}
+
 func revoke(db *gorm.DB, id string, now time.Time) error {
 	return db.Model(&Session{}).Where("id = ? AND revoked_at = 0", id).Update("revoked_at", At(now)).Error
 }
