@@ -25,6 +25,11 @@ func (b *Bridge) Attach(ctx context.Context, id string, netns *os.File, o Attach
 	if own {
 		return fail(errors.New("that is the host's own network namespace"))
 	}
+	for _, rate := range []uint64{o.NetUp, o.NetDown} {
+		if rate != 0 && rate < minRate {
+			return fail(fmt.Errorf("a limit of %d bit/s: want 0 (none) or at least %d", rate, minRate))
+		}
+	}
 	l := &lease{ID: id, Hostname: o.Hostname, Ports: ports, NetUp: o.NetUp, NetDown: o.NetDown}
 	if err := b.admit(l); err != nil {
 		return fail(err)
@@ -85,12 +90,31 @@ func (b *Bridge) Detach(ctx context.Context, id string) error {
 	if err != nil {
 		return fmt.Errorf("detach %s: %w", id, err)
 	}
+	links := b.linksOf(l)
 	if err := b.release(l); err != nil {
 		return fmt.Errorf("detach %s: %w", id, err)
 	}
-	a := b.attachment(l)
-	b.background.Go(func() { b.deleteLinks(a) })
+	b.background.Go(func() {
+		for _, index := range links {
+			b.deleteLinkAt(index) // what fails is left to Sweep
+		}
+	})
 	return nil
+}
+
+// linksOf finds what an attachment has in the host's namespace, by index: by the time they are deleted somebody else
+// may have the address, and with it the names.
+func (b *Bridge) linksOf(l *lease) (indexes []int) {
+	names := []string{b.linkName(l.IP)}
+	if l.NetUp > 0 {
+		names = append(names, b.ifbName(l.IP))
+	}
+	for _, name := range names {
+		if link, err := b.h.LinkByName(name); err == nil {
+			indexes = append(indexes, link.Attrs().Index)
+		}
+	}
+	return indexes
 }
 
 // release undoes admit, with the lock held. The record goes last: whoever is killed before that leaves a lease
@@ -111,15 +135,6 @@ func (b *Bridge) release(l *lease) error {
 		return b.reload()
 	}
 	return nil
-}
-
-// deleteLinks removes what an attachment had in the host's namespace. Failing leaves work for Sweep.
-func (b *Bridge) deleteLinks(a *Attachment) error {
-	err := b.deleteLink(a.HostIf)
-	if a.NetUp > 0 {
-		err = errors.Join(err, b.deleteLink(b.ifbName(a.IP)))
-	}
-	return err
 }
 
 // Attachment returns what Attach made, also in another process.

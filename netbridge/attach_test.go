@@ -95,6 +95,7 @@ func TestAttachRefusesNonsense(t *testing.T) {
 		"port zero":         {"env-b", newNetns(t), AttachOptions{Ports: []Port{{HostPort: 0, Port: 1}}}},
 		"unknown protocol":  {"env-b", newNetns(t), AttachOptions{Ports: []Port{{HostPort: 1, Port: 1, Proto: "sctp"}}}},
 		"IPv6 host address": {"env-b", newNetns(t), AttachOptions{Ports: []Port{{HostIP: netip.MustParseAddr("::1"), HostPort: 1, Port: 1}}}},
+		"tiny rate":         {"env-b", newNetns(t), AttachOptions{NetUp: 1}},
 		"foreign address":   {"env-b", newNetns(t), AttachOptions{Ports: []Port{{HostIP: netip.MustParseAddr("192.0.2.77"), HostPort: 1, Port: 1}}}},
 	} {
 		if _, err := b.Attach(t.Context(), c.id, c.ns, c.o); err == nil {
@@ -334,4 +335,33 @@ func BenchmarkAttach(bm *testing.B) {
 	}
 	bm.ReportMetric(float64(attachTime.Microseconds())/float64(bm.N), "µs/attach")
 	bm.ReportMetric(float64(detachTime.Microseconds())/float64(bm.N), "µs/detach")
+}
+
+func BenchmarkOpen(bm *testing.B) {
+	cfg := testConfig(bm)
+	b := openBridge(bm, cfg)
+	for i := range 50 {
+		if _, err := b.Attach(bm.Context(), fmt.Sprintf("env-%d", i), newNetns(bm), AttachOptions{}); err != nil {
+			bm.Fatal(err)
+		}
+	}
+	for bm.Loop() {
+		again, err := Open(bm.Context(), cfg)
+		if err != nil {
+			bm.Fatal(err)
+		}
+		again.Close()
+	}
+}
+
+func BenchmarkStats(bm *testing.B) {
+	b := openBridge(bm, testConfig(bm))
+	if _, err := b.Attach(bm.Context(), "env", newNetns(bm), AttachOptions{}); err != nil {
+		bm.Fatal(err)
+	}
+	for bm.Loop() {
+		if _, err := b.Stats(bm.Context(), "env"); err != nil {
+			bm.Fatal(err)
+		}
+	}
 }

@@ -148,10 +148,54 @@ func (b *Bridge) ensure() error {
 	for _, l := range all {
 		live = append(live, b.attachment(l))
 	}
+	if err := b.ensurePorts(live); err != nil {
+		return err
+	}
 	if b.rules.loaded(live) {
 		return nil
 	}
 	return b.rules.load(live)
+}
+
+// ensurePorts puts live environments back on a bridge that was deleted or taken down since they were attached. That
+// their neighbour entries are gone shows it: both lose them.
+func (b *Bridge) ensurePorts(live []*Attachment) error {
+	if len(live) == 0 {
+		return nil
+	}
+	neighbours, err := b.h.NeighList(b.index, netlink.FAMILY_V4)
+	if err != nil {
+		return fmt.Errorf("list neighbours: %w", err)
+	}
+	known := make(map[string]bool)
+	for _, n := range neighbours {
+		known[n.IP.String()] = n.State == netlink.NUD_PERMANENT
+	}
+	for _, a := range live {
+		if known[a.IP.String()] {
+			continue
+		}
+		link, err := b.h.LinkByName(a.HostIf)
+		if notThere(err) {
+			continue // being attached at this moment, or its namespace is dead
+		}
+		if err != nil {
+			return fmt.Errorf("find %s: %w", a.HostIf, err)
+		}
+		index := link.Attrs().Index
+		if link.Attrs().MasterIndex != b.index {
+			if err := b.h.LinkSetMasterByIndex(link, b.index); err != nil {
+				return fmt.Errorf("put %s back on the bridge: %w", a.HostIf, err)
+			}
+		}
+		if err := b.openPort(index); err != nil {
+			return fmt.Errorf("open bridge port %s: %w", a.HostIf, err)
+		}
+		if err := b.neighbour(a, index); err != nil {
+			return fmt.Errorf("restore %s: %w", a.ID, err)
+		}
+	}
+	return nil
 }
 
 // reload writes both tables anew from the leases, with the lock held.

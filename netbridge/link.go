@@ -146,6 +146,17 @@ func (b *Bridge) deleteLink(name string) error {
 	return nil
 }
 
+func (b *Bridge) deleteLinkAt(index int) error {
+	r := b.request(unix.RTM_DELLINK, 0)
+	m := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	m.Index = int32(index)
+	r.AddData(m)
+	if _, err := r.Execute(unix.NETLINK_ROUTE, 0); err != nil && !notThere(err) {
+		return fmt.Errorf("delete link %d: %w", index, err)
+	}
+	return nil
+}
+
 func lastAddress(p netip.Prefix) net.IP {
 	a := p.Masked().Addr().As4()
 	mask := net.CIDRMask(p.Bits(), 32)

@@ -19,7 +19,7 @@ func TestProbe(t *testing.T) {
 }
 
 func TestProbeNamesFirewallsThatDrop(t *testing.T) {
-	output(t, "nft", "add table inet strict; add chain inet strict fwd { type filter hook forward priority 0; policy drop; }")
+	output(t, "nft", "add table inet strict; add chain inet strict routed { type filter hook forward priority 0; policy drop; }")
 	t.Cleanup(func() { output(t, "nft", "delete", "table", "inet", "strict") })
 	c := firewallCheck()
 	if c.OK || !strings.Contains(c.Detail, "strict") || c.Consequence == "" {

@@ -8,6 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// minRate, in bits per second, still lets a full packet through every two seconds.
+const minRate = 8_000
+
 // limit shapes both directions where the environment can't reach: what goes to it by a token bucket on the host's
 // end of the pair; what comes from it by one on an ifb device, to which the host's end passes all it receives
 // (the kernel shapes only what leaves a device).

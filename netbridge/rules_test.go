@@ -2,6 +2,7 @@ package netbridge
 
 import (
 	"encoding/binary"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -114,6 +115,40 @@ func TestResolverOnTheHost(t *testing.T) {
 	serve(t, nil, "udp4", hostAddress+":54", "no dns")
 	mustAnswer(t, ns, "udp4", hostAddress+":53", "dns")
 	mustNotAnswer(t, ns, "udp4", hostAddress+":54")
+}
+
+// One environment must not be able to fill the host's connection table.
+func TestConnectionsAreLimited(t *testing.T) {
+	b := openBridge(t, testConfig(t))
+	a, ns := attach(t, b, "env-a", AttachOptions{})
+	_, other := attach(t, b, "env-b", AttachOptions{})
+	serve(t, outside, "udp4", publicAddress+":123", "time")
+	serve(t, outside, "tcp4", publicAddress+":80", "web")
+	mustAnswer(t, ns, "tcp4", publicAddress+":80", "web")
+	var c net.PacketConn
+	if err := in(ns, func() (err error) {
+		c, err = net.ListenPacket("udp4", ":0")
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	start := time.Now()
+	for port := range 2 * maxFlows {
+		c.WriteTo([]byte("?"), &net.UDPAddr{IP: net.ParseIP(publicAddress), Port: 10000 + port})
+	}
+	t.Logf("%v for each of %d flows, half of them refused", time.Since(start)/(2*maxFlows), 2*maxFlows)
+	if n := flowsOf(t, a.IP); n > maxFlows+16 || n < maxFlows/2 {
+		t.Errorf("%d connections are tracked, want %d", n, maxFlows)
+	}
+	mustNotAnswer(t, ns, "tcp4", publicAddress+":80")
+	mustAnswer(t, other, "tcp4", publicAddress+":80", "web")
+	if err := b.Detach(t.Context(), "env-a"); err != nil {
+		t.Fatal(err)
+	}
+	if n := flowsOf(t, a.IP); n != 0 {
+		t.Errorf("%d connections are left", n)
+	}
 }
 
 // capture collects frames a link delivers to the stack of its namespace.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -107,6 +108,34 @@ func TestOpenRestoresBridge(t *testing.T) {
 		mustPing(t, ns, publicAddress)
 		if err := again.Detach(t.Context(), "env-a"); err != nil {
 			t.Fatal(err)
+		}
+		again.Close()
+	}
+}
+
+// Environments survive the loss of the bridge under them.
+func TestOpenPutsLiveEnvironmentsBack(t *testing.T) {
+	cfg := testConfig(t)
+	b := openBridge(t, cfg)
+	a, ns := attach(t, b, "env-a", AttachOptions{NetUp: 1e9})
+	_, other := attach(t, b, "env-b", AttachOptions{})
+	serve(t, outside, "tcp4", publicAddress+":80", "web")
+	for _, damage := range []string{"link set " + cfg.Name + " down", "link del " + cfg.Name, "link set " + a.HostIf + " nomaster"} {
+		if err := ipIn(nil, damage); err != nil {
+			t.Fatal(err)
+		}
+		if damage == "link set "+a.HostIf+" nomaster" {
+			output(t, "ip", "neigh", "del", a.IP.String(), "dev", cfg.Name)
+		}
+		again, err := Open(t.Context(), cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mustAnswer(t, ns, "tcp4", publicAddress+":80", "web")
+		mustAnswer(t, other, "tcp4", publicAddress+":80", "web")
+		mustNotAnswer(t, ns, "tcp4", hostAddress+":1")
+		if out := output(t, "bridge", "-d", "link", "show", "dev", a.HostIf); !strings.Contains(out, "isolated on") || !strings.Contains(out, "learning off") {
+			t.Errorf("after %q the port is %s", damage, out)
 		}
 		again.Close()
 	}
