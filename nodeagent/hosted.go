@@ -195,17 +195,40 @@ func (d *daemon) remove(h *hosted) error {
 	return err
 }
 
-// fenced hears from the publisher that another node has an environment that runs here: it is nobody's.
-func (d *daemon) fenced(id string) {
-	h := d.lookup(id)
-	if h == nil || !h.begin(nil) {
+// accepted tells whether etcd has taken the environment as made here.
+func (h *hosted) accepted() bool {
+	h.mu.Lock()
+	env := h.env
+	h.mu.Unlock()
+	if env == nil {
+		return false
+	}
+	p := env.Record().Platform
+	return p != nil && p.Accepted
+}
+
+// accept notes that etcd has.
+func (h *hosted) accept() {
+	h.mu.Lock()
+	env := h.env
+	h.mu.Unlock()
+	if env == nil {
 		return
 	}
-	d.log.Warn("another node has this environment now: taking ours down", "env", id)
-	d.work.Go(func() {
-		if err := d.remove(h); err != nil {
-			d.log.Error("take down", "env", id, "err", err)
+	if err := env.updatePlatform(func(p *PlatformRecord) { p.Accepted = true }); err != nil {
+		h.d.log.Error("record that an environment was accepted", "env", h.id, "err", err)
+	}
+}
+
+// updatePlatform changes the daemon's part of the record. Copies of the record that others hold stay as they are.
+func (e *Environment) updatePlatform(change func(p *PlatformRecord)) error {
+	return e.update(func(r *Record) {
+		var p PlatformRecord
+		if r.Platform != nil {
+			p = *r.Platform
 		}
+		change(&p)
+		r.Platform = &p
 	})
 }
 
@@ -215,14 +238,7 @@ func (h *hosted) extend(deadline time.Time) error {
 	if err != nil {
 		return err
 	}
-	if err := env.update(func(r *Record) {
-		if r.Platform == nil {
-			r.Platform = &PlatformRecord{}
-		}
-		p := *r.Platform
-		p.Deadline = deadline.UTC()
-		r.Platform = &p
-	}); err != nil {
+	if err := env.updatePlatform(func(p *PlatformRecord) { p.Deadline = deadline.UTC() }); err != nil {
 		return err
 	}
 	h.d.pub.put(h.status())

@@ -14,12 +14,8 @@ import (
 
 // takeJobs claims work for as long as there is room, and does it side by side.
 func (d *daemon) takeJobs(ctx context.Context) error {
-	mine, err := d.queue.Reclaim(ctx, d.name, d.lease)
-	if err != nil && ctx.Err() == nil {
-		d.log.Warn("take back earlier jobs", "err", err) // the reaper gives them to somebody
-	}
-	for _, c := range mine {
-		d.begin(ctx, c)
+	if !d.takeBack(ctx) {
+		return nil
 	}
 	wake := d.queue.Watch(ctx)
 	wait := newBackoff()
@@ -47,6 +43,66 @@ func (d *daemon) takeJobs(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// takeBack takes up the jobs that this node had claimed before it was restarted, and parts with environments whose
+// job was given to another node meanwhile. It is false when ctx ended first.
+func (d *daemon) takeBack(ctx context.Context) bool {
+	wait := newBackoff()
+	for {
+		mine, err := d.queue.Reclaim(ctx, d.name, d.lease)
+		again := map[string]bool{}
+		for _, c := range mine {
+			again[c.Job.EnvID] = true
+			d.begin(ctx, c)
+		}
+		if err == nil {
+			err = d.confirm(ctx, again)
+		}
+		if err == nil {
+			return true
+		}
+		if ctx.Err() != nil {
+			return false
+		}
+		d.log.Warn("take up earlier jobs: trying again", "err", err)
+		if !wait.sleep(ctx) {
+			return false
+		}
+	}
+}
+
+// confirm asks etcd about environments that were made here without etcd's having said so: all but those of jobs that
+// are this node's again.
+func (d *daemon) confirm(ctx context.Context, again map[string]bool) error {
+	for _, h := range d.all() {
+		if again[h.id] || h.accepted() {
+			continue
+		}
+		s, err := d.queue.Status(ctx, h.id)
+		switch {
+		case err == nil && s.Node == d.name && s.State == queue.StateRunning:
+			h.accept()
+		case err == nil || errors.Is(err, queue.ErrNotFound):
+			d.abandon(h)
+		default:
+			return err
+		}
+	}
+	return nil
+}
+
+// abandon takes down an environment that is nobody's.
+func (d *daemon) abandon(h *hosted) {
+	if !h.begin(nil) {
+		return
+	}
+	d.log.Warn("the environment's job is another node's now: taking ours down", "env", h.id)
+	d.work.Go(func() {
+		if err := d.remove(h); err != nil {
+			d.log.Error("take down", "env", h.id, "err", err)
+		}
+	})
 }
 
 // fits tells whether the node has room for a job now. The claimer is one goroutine, so nothing changes the answer
@@ -97,7 +153,12 @@ func (d *daemon) begin(ctx context.Context, c *queue.Claim) {
 			h.cancel()
 			d.work.Go(func() {
 				<-old.made
-				d.settle(ctx, c, old.status())
+				switch d.settle(ctx, c, old.status()) {
+				case settled:
+					old.accept()
+				case lost:
+					d.abandon(old)
+				}
 			})
 			return
 		}
@@ -106,8 +167,17 @@ func (d *daemon) begin(ctx context.Context, c *queue.Claim) {
 	}
 }
 
-// settle ends a job with a status, for as long as it takes. It tells whether the job was still ours.
-func (d *daemon) settle(ctx context.Context, c *queue.Claim, s queue.EnvStatus) bool {
+// outcome of a settle.
+type outcome int
+
+const (
+	settled outcome = iota
+	lost            // the job is another node's
+	unknown         // this daemon ends; the next one finds out
+)
+
+// settle ends a job with a status, for as long as it takes.
+func (d *daemon) settle(ctx context.Context, c *queue.Claim, s queue.EnvStatus) outcome {
 	s.Node = d.name
 	wait := newBackoff()
 	for {
@@ -115,18 +185,18 @@ func (d *daemon) settle(ctx context.Context, c *queue.Claim, s queue.EnvStatus) 
 		err := c.Finish(try, s)
 		cancel()
 		if err == nil {
-			return true
+			return settled
 		}
 		if errors.Is(err, queue.ErrFenced) {
 			d.log.Warn("a job was lost to another node", "env", s.ID)
-			return false
+			return lost
 		}
 		if ctx.Err() != nil {
-			return true // this daemon ends; the next one, or the reaper, takes the job up
+			return unknown
 		}
 		d.log.Warn("tell etcd a job is done: trying again", "env", s.ID, "err", err)
 		if !wait.sleep(ctx) {
-			return true
+			return unknown
 		}
 	}
 }
@@ -159,12 +229,15 @@ func (d *daemon) doCreate(ctx, cctx context.Context, c *queue.Claim, h *hosted) 
 	}
 	close(h.made)
 	d.log.Info("running", "env", h.id, "image", spec.Image, "took", time.Since(begin).Round(time.Microsecond))
-	if told.lost() || !d.settle(ctx, c, h.status()) {
-		if h.begin(nil) {
-			if err := d.remove(h); err != nil {
-				d.log.Error("take down", "env", h.id, "err", err)
-			}
-		}
+	if told.lost() {
+		d.abandon(h)
+		return
+	}
+	switch d.settle(ctx, c, h.status()) {
+	case settled:
+		h.accept()
+	case lost:
+		d.abandon(h)
 		return
 	}
 	d.follow(ctx, h)

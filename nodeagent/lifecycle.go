@@ -59,9 +59,12 @@ func describe(r *Record) string {
 }
 
 // Alive tells whether the environment's init still runs.
-func (e *Environment) Alive() bool {
-	_, alive := startTime(e.c.PID())
-	return alive
+func (e *Environment) Alive(ctx context.Context) bool { return running(ctx, e.c) }
+
+// running is true unless init is known to have ended: one that does not answer is not gone.
+func running(ctx context.Context, c *runtime.Container) bool {
+	st, err := c.State(ctx)
+	return err != nil || st != runtime.StateStopped
 }
 
 // Wait waits for the environment to end and tells how its main command did.
@@ -238,10 +241,8 @@ func (n *Node) lastStatus(ctx context.Context, id string) *ExitStatus {
 	if err != nil {
 		return nil
 	}
-	if _, alive := startTime(c.PID()); alive {
-		if err := c.Kill(ctx); err != nil {
-			return nil
-		}
+	if err := c.Kill(ctx); err != nil { // nothing is killed but what lost its owner
+		return nil
 	}
 	s, err := c.Wait(ctx)
 	if err != nil {
@@ -319,4 +320,28 @@ func (e *Environment) Exec(ctx context.Context, o ExecOptions) (*runtime.Session
 		return nil, fmt.Errorf("run in environment %s: %w", describe(&r), err)
 	}
 	return s, nil
+}
+
+// Destroy deletes every environment of the node and takes its network away; images stay. It is for tests and for
+// who gives a machine back.
+func (n *Node) Destroy(ctx context.Context) error {
+	ids, err := n.envIDs()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, id := range ids {
+		errs = append(errs, n.Delete(ctx, id))
+	}
+	_, err = n.Sweep(ctx)
+	errs = append(errs, err)
+	b, err := n.existingBridge(ctx)
+	errs = append(errs, err)
+	if b != nil {
+		errs = append(errs, b.Destroy(ctx))
+		n.netMu.Lock()
+		n.net = nil
+		n.netMu.Unlock()
+	}
+	return errors.Join(errs...)
 }

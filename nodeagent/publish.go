@@ -19,19 +19,18 @@ import (
 // newest state matters, so it keeps one each. That one ended is kept in a file until it was told: the environment's
 // own record is gone by then, and a restart must not swallow the reason.
 type publisher struct {
-	queue  *queue.Queue
-	node   string
-	dir    string
-	log    *slog.Logger
-	fenced func(id string) // another node has that environment now
+	queue *queue.Queue
+	node  string
+	dir   string
+	log   *slog.Logger
 
 	mu      sync.Mutex
 	pending map[string]queue.EnvStatus
 	wake    chan struct{}
 }
 
-func newPublisher(q *queue.Queue, node, dir string, log *slog.Logger, fenced func(string)) *publisher {
-	p := &publisher{queue: q, node: node, dir: dir, log: log, fenced: fenced,
+func newPublisher(q *queue.Queue, node, dir string, log *slog.Logger) *publisher {
+	p := &publisher{queue: q, node: node, dir: dir, log: log,
 		pending: map[string]queue.EnvStatus{}, wake: make(chan struct{}, 1)}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -134,7 +133,11 @@ func (p *publisher) tell(ctx context.Context, s queue.EnvStatus) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	err := p.queue.PutStatus(ctx, p.node, s)
-	if err != nil && !errors.Is(err, queue.ErrFenced) && !errors.Is(err, queue.ErrNotFound) {
+	if errors.Is(err, queue.ErrFenced) || errors.Is(err, queue.ErrNotFound) {
+		// Nobody wants to know: etcd has forgotten it, or an operator gave it to another node. That alone is no
+		// reason to take down what a person may be using.
+		p.log.Warn("etcd does not know this environment as ours", "env", s.ID, "state", s.State, "err", err)
+	} else if err != nil {
 		return err
 	}
 	p.mu.Lock()
@@ -146,9 +149,6 @@ func (p *publisher) tell(ctx context.Context, s queue.EnvStatus) error {
 	p.mu.Unlock()
 	if done && queue.Terminal(s.State) || err != nil {
 		_ = os.Remove(filepath.Join(p.dir, s.ID))
-	}
-	if err != nil && !queue.Terminal(s.State) {
-		p.fenced(s.ID)
 	}
 	return nil
 }

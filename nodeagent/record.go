@@ -105,7 +105,9 @@ type PlatformRecord struct {
 	Shell       []string      `json:"shell,omitempty"` // the catalogue's command: what a new terminal runs
 	Deadline    time.Time     `json:"deadline,omitzero"`
 	IdleTimeout time.Duration `json:"idleTimeout,omitempty"` // nanoseconds; 0: never idle
-	LastSeen    time.Time     `json:"lastSeen,omitzero"`     // when the last client left
+	// Accepted: etcd has taken the environment as made here. Until then its job may be given to another node, and
+	// then this one is nobody's.
+	Accepted bool `json:"accepted,omitempty"`
 }
 
 // ExitStatus is how a command ended.

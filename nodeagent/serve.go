@@ -104,7 +104,7 @@ func Serve(ctx context.Context, cfg *config.Config) error {
 		envs: map[string]*hosted{}, sample: make(chan struct{}),
 		kick: make(chan struct{}, 1), news: make(chan struct{}, 1),
 	}
-	d.pub = newPublisher(d.queue, d.name, filepath.Join(n.root, "ended"), d.log, d.fenced)
+	d.pub = newPublisher(d.queue, d.name, filepath.Join(n.root, "ended"), d.log)
 	if err := d.takeUp(ctx); err != nil {
 		return err
 	}
@@ -213,7 +213,7 @@ func (d *daemon) takeUp(ctx context.Context) error {
 			continue
 		}
 		env, err := d.node.Load(ctx, r.ID)
-		if err != nil || !env.Alive() {
+		if err != nil || !env.Alive(ctx) {
 			reason := "it ended while the node's agent was away"
 			if st := d.node.lastStatus(ctx, r.ID); st != nil {
 				reason = endReason(*st, r.Limits)
@@ -230,7 +230,9 @@ func (d *daemon) takeUp(ctx context.Context) error {
 			d.log.Error("take up sessions", "env", r.ID, "err", err)
 		}
 		h.sessions = sessions
-		d.pub.put(h.status())
+		if h.accepted() {
+			d.pub.put(h.status())
+		}
 		d.follow(ctx, h)
 	}
 	swept, err := d.node.Sweep(ctx)
@@ -347,7 +349,9 @@ func (d *daemon) tellAboutItself(ctx context.Context, instance string) error {
 		case <-d.lease.Regained():
 			// etcd forgot us for a while; whoever reads it may have missed what happened meanwhile.
 			for _, h := range d.all() {
-				d.pub.put(h.status())
+				if h.accepted() {
+					d.pub.put(h.status())
+				}
 			}
 			d.wake()
 		case <-d.news:

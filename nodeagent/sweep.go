@@ -67,8 +67,7 @@ func (n *Node) initAlive(r *Record) bool {
 	if err != nil {
 		return false
 	}
-	_, alive := startTime(c.PID())
-	return alive
+	return running(context.Background(), c)
 }
 
 // settle finishes one stale environment, unless another process is at it.
