@@ -52,6 +52,9 @@ func Start(ctx context.Context, dataDir string, listen ...string) (_ *Server, er
 	if err := os.MkdirAll(dataDir, 0o700); err != nil {
 		return nil, fmt.Errorf("start etcd: %w", err)
 	}
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("start etcd: %w", err)
+	}
 	s := &Server{}
 	defer func() {
 		if err != nil {
@@ -87,7 +90,7 @@ func Start(ctx context.Context, dataDir string, listen ...string) (_ *Server, er
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	if err := s.start(ctx, cfg); err != nil {
-		return nil, fmt.Errorf("start etcd on %s: %w (its log is %s)", dataDir, err, s.log.Filename)
+		return nil, fmt.Errorf("start etcd on %s: %w (its log is %s)", dataDir, err, filepath.Join(dataDir, "etcd.log"))
 	}
 	s.config = config.Default().Etcd
 	s.config.Addresses = []string{"https://" + s.etcd.Clients[0].Addr().String()}
@@ -112,10 +115,14 @@ func (s *Server) start(ctx context.Context, cfg *embed.Config) error {
 		}
 		s.etcd = r.etcd
 	case <-ctx.Done():
-		go func() { // StartEtcd can't be told to stop
+		// StartEtcd can't be told to stop: what it holds is let go when it has come to an end.
+		late := &Server{lock: s.lock, log: s.log}
+		s.lock, s.log = nil, nil
+		go func() {
 			if r := <-began; r.err == nil {
-				r.etcd.Close()
+				late.etcd = r.etcd
 			}
+			late.release()
 		}()
 		return fmt.Errorf("it did not start in time: %w", ctx.Err())
 	}

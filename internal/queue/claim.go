@@ -42,6 +42,9 @@ type Claim struct {
 // fits is asked in the order of the queue and must be quick; deletes free room and should always fit.
 // ErrLeaseLost: try again when the lease was regained.
 func (q *Queue) Claim(ctx context.Context, node string, lease *Lease, fits func(Job) bool) (*Claim, error) {
+	if _, err := lease.current(); err != nil {
+		return nil, err
+	}
 	if c, err := lease.doubtful(ctx); c != nil || err != nil {
 		return c, err
 	}
