@@ -81,12 +81,11 @@ func (fs *flights) join(ctx context.Context, key string, fetch func(context.Cont
 		if fs.m[key] == f {
 			delete(fs.m, key)
 		}
-		close(f.done)
-		abandoned := f.askers == 0
-		fs.mu.Unlock()
-		if abandoned && c != nil {
+		if f.askers == 0 && c != nil {
 			c.release()
 		}
+		close(f.done)
+		fs.mu.Unlock()
 		cancel()
 	}()
 	return f
@@ -111,7 +110,12 @@ func (fs *flights) leave(key string, f *flight) {
 		return
 	}
 	f.cancel()
-	if finished && f.content != nil {
+	if !finished {
+		// Whoever gives up last sees to it that nothing half-done is left: the caller may be about to exit.
+		<-f.done
+		return
+	}
+	if f.content != nil {
 		f.content.release()
 	}
 }

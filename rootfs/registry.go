@@ -19,8 +19,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 )
 
-// A registry is an image in a registry.
-type registry struct {
+// A remoteImage is an image in a registry.
+type remoteImage struct {
 	s        *Store
 	ref      name.Reference
 	base     *http.Transport
@@ -40,12 +40,12 @@ func (s *Store) openRegistry(ctx context.Context, ref name.Reference, insecure b
 	base.MaxIdleConnsPerHost = cap(s.slots)
 	base.ResponseHeaderTimeout = netStall
 	base.ReadBufferSize = 64 << 10
-	return &registry{s: s, ref: ref, base: base}, nil
+	return &remoteImage{s: s, ref: ref, base: base}, nil
 }
 
-func (r *registry) close() { r.base.CloseIdleConnections() }
+func (r *remoteImage) close() { r.base.CloseIdleConnections() }
 
-func (r *registry) head(ctx context.Context) (string, error) {
+func (r *remoteImage) head(ctx context.Context) (string, error) {
 	opts := []remote.Option{
 		remote.WithContext(ctx), remote.WithAuthFromKeychain(authn.DefaultKeychain), remote.WithTransport(r.base),
 		remote.WithRetryBackoff(remote.Backoff{Duration: 200 * time.Millisecond, Factor: 2.5, Jitter: 0.1, Steps: 4}),
@@ -78,7 +78,7 @@ func (r *registry) head(ctx context.Context) (string, error) {
 	return "", fmt.Errorf("indexes are nested more than %d deep", maxNesting)
 }
 
-func (r *registry) describe(ctx context.Context) (*v1.ConfigFile, []layerRef, error) {
+func (r *remoteImage) describe(ctx context.Context) (*v1.ConfigFile, []layerRef, error) {
 	repo := r.ref.Context()
 	auth, err := authn.Resolve(ctx, authn.DefaultKeychain, repo)
 	if err != nil {
@@ -108,7 +108,7 @@ func (r *registry) describe(ctx context.Context) (*v1.ConfigFile, []layerRef, er
 	return config, layerRefs(r.manifest, config), nil
 }
 
-func (r *registry) open(ctx context.Context, ref layerRef, progress func(int64)) (blob, error) {
+func (r *remoteImage) open(ctx context.Context, ref layerRef, progress func(int64)) (blob, error) {
 	repo := r.ref.Context()
 	url := fmt.Sprintf("%s://%s/v2/%s/blobs/%s", repo.Scheme(), repo.RegistryStr(), repo.RepositoryStr(), ref.digest)
 	return r.s.openBlob(ctx, r.client, url, ref, progress)
