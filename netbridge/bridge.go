@@ -1,6 +1,7 @@
 package netbridge
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -117,7 +118,11 @@ func (b *Bridge) ensure() error {
 		return err
 	}
 	b.index = link.Attrs().Index
-	if err := b.ensureSubnet(link, &mem); err != nil {
+	all, _, err := b.leases()
+	if err != nil {
+		return err
+	}
+	if err := b.ensureSubnet(link, &mem, len(all)); err != nil {
 		return err
 	}
 	if mem != before {
@@ -138,10 +143,6 @@ func (b *Bridge) ensure() error {
 		return err
 	}
 	if b.rules, err = newRules(b.cfg, b.subnet, networks); err != nil {
-		return err
-	}
-	all, _, err := b.leases()
-	if err != nil {
 		return err
 	}
 	var live []*Attachment
@@ -278,17 +279,13 @@ func (b *Bridge) ensureLink() (netlink.Link, error) {
 }
 
 // ensureSubnet settles the subnet, gives the bridge its address and brings it up.
-func (b *Bridge) ensureSubnet(link netlink.Link, mem *memory) error {
-	leases, _, err := b.leases()
-	if err != nil {
-		return err
-	}
+func (b *Bridge) ensureSubnet(link netlink.Link, mem *memory, attached int) error {
 	want := b.cfg.Subnet
 	if !want.IsValid() {
 		want = mem.Subnet
 	}
-	if want.IsValid() && mem.Subnet.IsValid() && want != mem.Subnet && len(leases) > 0 {
-		return fmt.Errorf("%d environments are attached in %s: detach them before changing the subnet to %s", len(leases), mem.Subnet, want)
+	if want.IsValid() && mem.Subnet.IsValid() && want != mem.Subnet && attached > 0 {
+		return fmt.Errorf("%d environments are attached in %s: detach them before changing the subnet to %s", attached, mem.Subnet, want)
 	}
 	// Somebody may choose the same subnet at the same moment under another name and lock, so look again afterwards.
 	for range 16 {
@@ -300,7 +297,7 @@ func (b *Bridge) ensureSubnet(link netlink.Link, mem *memory) error {
 			switch {
 			case b.cfg.Subnet.IsValid():
 				return fmt.Errorf("subnet %s overlaps %s, which this host has a route or an address in: choose another", want, taken[i])
-			case len(leases) > 0:
+			case attached > 0:
 				// Live environments come before a network that came later.
 			default:
 				if err := b.dropAddresses(link, netip.Prefix{}); err != nil {
@@ -323,14 +320,8 @@ func (b *Bridge) ensureSubnet(link netlink.Link, mem *memory) error {
 		if err := b.h.AddrAdd(link, addr); err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("give the bridge the address %s: %w", addr.IPNet, err)
 		}
-		r := b.request(unix.RTM_NEWLINK, 0)
-		m := nl.NewIfInfomsg(unix.AF_UNSPEC)
-		m.Index, m.Flags, m.Change = int32(link.Attrs().Index), unix.IFF_UP, unix.IFF_UP
-		r.AddData(m)
-		// An address of its own, or the bridge would take the lowest of its ports' and change it as they come and go.
-		r.AddData(nl.NewRtAttr(unix.IFLA_ADDRESS, macOf(b.gateway())))
-		if _, err := r.Execute(unix.NETLINK_ROUTE, 0); err != nil {
-			return fmt.Errorf("bring the bridge up: %w", err)
+		if err := b.bringUp(link); err != nil {
+			return err
 		}
 		if !fresh {
 			return nil
@@ -343,6 +334,25 @@ func (b *Bridge) ensureSubnet(link netlink.Link, mem *memory) error {
 		}
 	}
 	return errors.New("no subnet stayed free while the bridge was set up: give one")
+}
+
+// bringUp opens the bridge under a MAC of its own: it would take the lowest of its ports' otherwise and change it as
+// they come and go. Nothing is done to a bridge that is right, since a change of MAC makes the kernel forget every
+// neighbour on it.
+func (b *Bridge) bringUp(link netlink.Link) error {
+	mac := macOf(b.gateway())
+	if link.Attrs().Flags&net.FlagUp != 0 && bytes.Equal(link.Attrs().HardwareAddr, mac) {
+		return nil
+	}
+	r := b.request(unix.RTM_NEWLINK, 0)
+	m := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	m.Index, m.Flags, m.Change = int32(link.Attrs().Index), unix.IFF_UP, unix.IFF_UP
+	r.AddData(m)
+	r.AddData(nl.NewRtAttr(unix.IFLA_ADDRESS, mac))
+	if _, err := r.Execute(unix.NETLINK_ROUTE, 0); err != nil {
+		return fmt.Errorf("bring the bridge up: %w", err)
+	}
+	return nil
 }
 
 // dropAddresses removes every IPv4 address of the bridge but the gateway's in keep.
