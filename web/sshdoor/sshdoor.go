@@ -139,7 +139,8 @@ func hostKey(dir string) (gossh.Signer, error) {
 // the machines made for them are deleted.
 func (d *Door) Serve(ctx context.Context, ln net.Listener) error {
 	srv := &ssh.Server{
-		Version: "Learnos",
+		Version:     "Learnos",
+		HostSigners: []ssh.Signer{d.signer},
 		// Every login method is set here. gliderlabs' own handlers can't tell which of several offered keys was
 		// proven, and without them it would let anybody in but for NoClientAuthCallback.
 		ServerConfigCallback: d.serverConfig,
