@@ -1,4 +1,239 @@
 // Command init is PID 1 of an environment.
+//
+// One thread does everything, woken by epoll: it builds the root file system and the confinement as package runtime tells
+// it to, starts sessions, keeps their terminals and pipes (so that the agent outside may be killed and come back), reaps,
+// forwards signals, and writes down how it all ended. It never calls out, resolves no host path after the pivot, and
+// believes nothing: what it reads comes from a socket that only the host can reach, and it checks all the same.
+//
+// It is small on purpose: no goroutine but main's, and none of the packages that would double its size.
 package main
 
-func main() {}
+import (
+	"runtime"
+	"strconv"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/learnos/learnos/internal/initproto"
+)
+
+// Attributes such as the cgroup namespace, the session keyring and the capability sets belong to a thread: what happens on
+// the main one is what children inherit and what /proc/1 shows.
+func init() { runtime.LockOSThread() }
+
+// server is init's whole state.
+type server struct {
+	epoll, listen, status, signals int
+
+	phase    initproto.Phase
+	plan     *initproto.Plan
+	pts      int // O_PATH of our devpts, or -1
+	proc     int // detached procfs, while setting up
+	sessions []*session
+	handlers map[int32]func()
+	conns    []*conn
+	setup    *conn // waits for Main's exec
+	log      *logger
+	nextID   uint64
+	deadline int64 // monotonic milliseconds after which a graceful end stops being graceful; 0: none
+}
+
+func main() {
+	fds := inherited()
+	if len(fds) != 2 && len(fds) != 4 {
+		exit(125) // not started by package runtime
+	}
+	// Nothing inside may look at us, not even root: ptrace(2), PR_SET_DUMPABLE.
+	unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
+	name := []byte("init\x00")
+	unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&name[0])), 0, 0, 0)
+	for _, fd := range fds {
+		unix.CloseOnExec(fd)
+	}
+	s := &server{
+		listen: fds[0], status: fds[1], pts: -1, proc: -1,
+		phase: initproto.Waiting, handlers: map[int32]func(){},
+	}
+	if len(fds) == 4 {
+		s.log = &logger{files: [2]int{fds[2], fds[3]}}
+	}
+	defaultFaults()
+	var err error
+	if s.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		exit(125)
+	}
+	// The runtime blocked every signal before our exec, so that none is lost and Go's handlers never run.
+	if s.signals, err = unix.Signalfd(-1, everySignal(), unix.SFD_CLOEXEC|unix.SFD_NONBLOCK); err != nil {
+		exit(125)
+	}
+	s.watch(s.signals, s.readSignals)
+	s.watch(s.listen, s.accept)
+	s.loop()
+}
+
+// inherited reads the numbers of the descriptors we were given.
+func inherited() (fds []int) {
+	text, _ := syscall.Getenv("INIT_FDS")
+	for len(text) > 0 {
+		n := 0
+		for n < len(text) && text[n] != ',' {
+			n++
+		}
+		fd, err := strconv.Atoi(text[:n])
+		if err != nil || fd < 3 {
+			return nil
+		}
+		fds = append(fds, fd)
+		if n == len(text) {
+			break
+		}
+		text = text[n+1:]
+	}
+	return fds
+}
+
+func exit(code int) {
+	for {
+		syscall.RawSyscall(unix.SYS_EXIT_GROUP, uintptr(code), 0, 0)
+	}
+}
+
+// defaultFaults gives the fault signals back their default action. The kernel shields PID 1 from a signal sent inside
+// unless a handler is installed; Go installs some, and would crash on a mere kill -SEGV 1.
+func defaultFaults() {
+	var act [4]uint64 // struct sigaction of rt_sigaction(2): SIG_DFL, no flags, no mask
+	for _, sig := range []unix.Signal{unix.SIGILL, unix.SIGTRAP, unix.SIGABRT, unix.SIGBUS, unix.SIGFPE, unix.SIGSEGV,
+		unix.SIGSTKFLT, unix.SIGSYS, unix.SIGPROF} {
+		syscall.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(sig), uintptr(unsafe.Pointer(&act)), 0, 8, 0, 0)
+	}
+}
+
+func everySignal() *unix.Sigset_t {
+	set := &unix.Sigset_t{}
+	for i := range set.Val {
+		set.Val[i] = ^set.Val[i]
+	}
+	return set
+}
+
+// watch calls ready whenever fd is readable (or its other side is gone).
+func (s *server) watch(fd int, ready func()) {
+	event := unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)}
+	if unix.EpollCtl(s.epoll, unix.EPOLL_CTL_ADD, fd, &event) == nil {
+		s.handlers[int32(fd)] = ready
+	}
+}
+
+// drop closes a watched descriptor.
+func (s *server) drop(fd int) {
+	if _, watched := s.handlers[int32(fd)]; watched {
+		unix.EpollCtl(s.epoll, unix.EPOLL_CTL_DEL, fd, nil)
+		delete(s.handlers, int32(fd))
+	}
+	unix.Close(fd)
+}
+
+func (s *server) loop() {
+	var events [16]unix.EpollEvent
+	for {
+		timeout := -1
+		if s.deadline > 0 {
+			timeout = int(max(0, s.deadline-milliseconds()))
+		}
+		n, err := unix.EpollWait(s.epoll, events[:], timeout)
+		if err != nil && err != unix.EINTR {
+			exit(125)
+		}
+		for _, event := range events[:max(n, 0)] {
+			if ready := s.handlers[event.Fd]; ready != nil {
+				ready()
+			}
+		}
+		if s.deadline > 0 && milliseconds() >= s.deadline {
+			s.end(initproto.Status{Code: 128 + int32(unix.SIGTERM), Signal: int32(unix.SIGTERM), Reason: "ended on request"})
+		}
+	}
+}
+
+func milliseconds() int64 {
+	var ts unix.Timespec
+	unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts)
+	return ts.Nano() / 1e6
+}
+
+// readSignals takes what has been sent to us: deaths of children, and wishes.
+func (s *server) readSignals() {
+	var info unix.SignalfdSiginfo
+	buf := (*[unsafe.Sizeof(info)]byte)(unsafe.Pointer(&info))[:]
+	for {
+		n, err := unix.Read(s.signals, buf)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || n != len(buf) {
+			break
+		}
+		switch sig := unix.Signal(info.Signo); sig {
+		case unix.SIGCHLD:
+		case unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2:
+			if main := s.find("main"); main != nil && !main.exited {
+				unix.Kill(main.pid, sig)
+			} else if sig == unix.SIGTERM {
+				s.terminate()
+			}
+		}
+	}
+	s.reap()
+}
+
+// graceMillis is how long processes have to end after a request to.
+const graceMillis = 10_000
+
+// terminate asks everything to end, and ends when it has or when the time is over.
+func (s *server) terminate() {
+	if s.phase == initproto.Ending {
+		return
+	}
+	s.phase = initproto.Ending
+	s.deadline = milliseconds() + graceMillis
+	// Shells ignore SIGTERM when interactive; they heed the loss of their terminal.
+	unix.Kill(-1, unix.SIGTERM)
+	unix.Kill(-1, unix.SIGHUP)
+	unix.Kill(-1, unix.SIGCONT)
+}
+
+// reap collects every child that has ended.
+func (s *server) reap() {
+	for {
+		var status unix.WaitStatus
+		pid, err := unix.Wait4(-1, &status, unix.WNOHANG, nil)
+		if err == unix.EINTR {
+			continue
+		}
+		if err == unix.ECHILD && s.phase == initproto.Ending {
+			s.end(initproto.Status{Code: 128 + int32(unix.SIGTERM), Signal: int32(unix.SIGTERM), Reason: "ended on request"})
+		}
+		if err != nil || pid <= 0 {
+			return
+		}
+		for _, session := range s.sessions {
+			if session.pid == pid && !session.exited {
+				s.exited(session, status)
+				break
+			}
+		}
+	}
+}
+
+// end writes the environment's status where the host finds it, and ends the environment: the kernel kills what is left.
+func (s *server) end(status initproto.Status) {
+	if s.log != nil {
+		s.log.drain()
+	}
+	if b, err := status.Encode(); err == nil {
+		unix.Pwrite(s.status, b, 0)
+	}
+	exit(int(status.Code & 0xff))
+}

@@ -9,11 +9,13 @@ package runtime
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
 )
 
 var (
@@ -177,129 +179,159 @@ type ExecError struct {
 
 func (e *ExecError) Error() string { return e.Message }
 
-var errStub = errors.New("runtime: not built yet")
-
-// Runtime manages the containers under one state directory.
+// Runtime manages the containers under one state directory. Its methods may be called from several goroutines.
 type Runtime struct {
-	opts Options
+	opts        Options
+	hierarchies *hierarchies
+	filters     *filterCache
+	mortal      *mortal
 }
 
 // Open returns the Runtime of a state directory. Several processes may hold the same one.
-func Open(opts Options) (*Runtime, error) { return &Runtime{opts: opts}, nil }
-
-// Create makes a container's namespaces and cgroups; its init then waits for Start.
-func (r *Runtime) Create(ctx context.Context, o CreateOptions) (*Container, error) {
-	return nil, errStub
+func Open(opts Options) (*Runtime, error) {
+	if !filepath.IsAbs(opts.StateDir) {
+		return nil, fmt.Errorf("runtime: state directory %q is not an absolute path", opts.StateDir)
+	}
+	if strings.Trim(filepath.Clean("/"+opts.CgroupParent), "/") != opts.CgroupParent || opts.CgroupParent == "" {
+		return nil, fmt.Errorf("runtime: cgroup parent %q is not a clean relative path such as learnos", opts.CgroupParent)
+	}
+	if err := os.MkdirAll(opts.StateDir, 0o700); err != nil {
+		return nil, fmt.Errorf("runtime: %w", err)
+	}
+	// The control sockets below are nobody else's to reach.
+	if err := os.Chmod(opts.StateDir, 0o700); err != nil {
+		return nil, fmt.Errorf("runtime: %w", err)
+	}
+	hs, err := findHierarchies()
+	if err != nil {
+		return nil, fmt.Errorf("runtime: %w", err)
+	}
+	return &Runtime{opts: opts, hierarchies: hs, filters: newFilterCache(filepath.Join(opts.StateDir, filterDir)), mortal: &mortal{}}, nil
 }
+
+func (r *Runtime) cgroupPath(id string) string { return r.opts.CgroupParent + "/" + id }
 
 // Load finds a container made earlier, by this or another process; ErrNotFound if there is none.
-func (r *Runtime) Load(ctx context.Context, id string) (*Container, error) { return nil, errStub }
+func (r *Runtime) Load(ctx context.Context, id string) (*Container, error) {
+	if err := checkID(id); err != nil {
+		return nil, err
+	}
+	dir := r.stateDir(id)
+	s, err := readState(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("container %s: %w", id, ErrNotFound)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("container %s: %w", id, err)
+	}
+	pidfd, err := openPidfd(s)
+	if err != nil {
+		return nil, fmt.Errorf("container %s: %w", id, err)
+	}
+	return &Container{id: id, dir: dir, r: r, state: s, pidfd: pidfd, group: &cgroup{hs: r.hierarchies, path: s.Cgroup}}, nil
+}
 
-// List names the containers that have state, running or not.
-func (r *Runtime) List(ctx context.Context) ([]string, error) { return nil, errStub }
+// List names the containers that have state, running or not, in alphabetical order.
+func (r *Runtime) List(ctx context.Context) ([]string, error) {
+	names, err := r.stateNames()
+	if err != nil {
+		return nil, err
+	}
+	var ids []string
+	for _, id := range names {
+		if _, err := os.Stat(filepath.Join(r.stateDir(id), stateName)); err == nil {
+			ids = append(ids, id)
+		}
+	}
+	return ids, nil
+}
 
-// Sweep kills and removes every container, cgroup and state directory whose id live denies.
+func (r *Runtime) stateNames() ([]string, error) {
+	entries, err := os.ReadDir(r.opts.StateDir)
+	if err != nil {
+		return nil, fmt.Errorf("list containers: %w", err)
+	}
+	var names []string
+	for _, e := range entries {
+		if e.IsDir() && validID.MatchString(e.Name()) {
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil
+}
+
+// Sweep kills and removes every container, half-made one and cgroup whose id live denies, and names them. What another
+// process is creating or deleting at the moment is left to it. Errors do not stop it.
 func (r *Runtime) Sweep(ctx context.Context, live func(id string) bool) (removed []string, err error) {
-	return nil, errStub
+	names, err := r.stateNames()
+	if err != nil {
+		return nil, err
+	}
+	var errs []error
+	seen := map[string]bool{}
+	for _, id := range names {
+		seen[id] = true
+		if ctx.Err() != nil {
+			return removed, ctx.Err()
+		}
+		if live(id) {
+			continue
+		}
+		gone, err := r.sweepOne(ctx, id)
+		if err != nil {
+			errs = append(errs, err)
+		}
+		if gone {
+			removed = append(removed, id)
+		}
+	}
+	// A cgroup without a state directory: its creation or deletion was cut short.
+	for _, id := range r.hierarchies.siblings(r.opts.CgroupParent) {
+		if seen[id] || live(id) {
+			continue
+		}
+		if _, err := os.Stat(r.stateDir(id)); err == nil {
+			continue // made since we looked
+		}
+		g := &cgroup{hs: r.hierarchies, path: r.cgroupPath(id)}
+		err := g.kill()
+		if err == nil {
+			err = g.remove()
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("sweep %s: %w", id, err))
+			continue
+		}
+		removed = append(removed, id)
+	}
+	return removed, errors.Join(errs...)
 }
 
-// Container is one environment.
-type Container struct {
-	id  string
-	pid int
+// sweepOne removes a container by its state directory, or, when that holds no state yet, by its name.
+func (r *Runtime) sweepOne(ctx context.Context, id string) (gone bool, err error) {
+	dir := r.stateDir(id)
+	lock, err := lockDir(dir, false)
+	if lock == nil {
+		if errors.Is(err, os.ErrNotExist) {
+			err = nil
+		}
+		return false, err
+	}
+	c, err := r.Load(ctx, id)
+	if err == nil {
+		lock.Close()
+		return true, c.Delete(ctx)
+	}
+	defer lock.Close()
+	g := &cgroup{hs: r.hierarchies, path: r.cgroupPath(id)}
+	if err := g.kill(); err != nil {
+		return false, fmt.Errorf("sweep %s: %w", id, err)
+	}
+	if err := g.remove(); err != nil {
+		return false, fmt.Errorf("sweep %s: %w", id, err)
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return false, fmt.Errorf("sweep %s: %w", id, err)
+	}
+	return true, nil
 }
-
-// ID is the id given to Create.
-func (c *Container) ID() string { return c.id }
-
-// PID is init's process id on the host.
-func (c *Container) PID() int { return c.pid }
-
-// NamespaceFD opens one of the container's namespaces.
-func (c *Container) NamespaceFD(kind specs.LinuxNamespaceType) (*os.File, error) { return nil, errStub }
-
-// State says where the container stands.
-func (c *Container) State(ctx context.Context) (State, error) { return "", errStub }
-
-// Start builds the root and confinement and, if there is a Main, starts it.
-func (c *Container) Start(ctx context.Context, o StartOptions) error { return errStub }
-
-// StartSession starts a command inside.
-func (c *Container) StartSession(ctx context.Context, s SessionSpec) (*Session, error) {
-	return nil, errStub
-}
-
-// Sessions lists the container's sessions.
-func (c *Container) Sessions(ctx context.Context) ([]SessionInfo, error) { return nil, errStub }
-
-// Attach returns a session by its id, with fresh duplicates of its terminal or pipes.
-func (c *Container) Attach(ctx context.Context, sessionID string) (*Session, error) {
-	return nil, errStub
-}
-
-// Signal sends a signal to Main, or to init when there is none.
-func (c *Container) Signal(ctx context.Context, sig unix.Signal) error { return errStub }
-
-// Kill ends the whole container at once.
-func (c *Container) Kill(ctx context.Context) error { return errStub }
-
-// Pause freezes every process of the container.
-func (c *Container) Pause(ctx context.Context) error { return errStub }
-
-// Resume undoes Pause.
-func (c *Container) Resume(ctx context.Context) error { return errStub }
-
-// Wait returns when the container has ended.
-func (c *Container) Wait(ctx context.Context) (ExitStatus, error) { return ExitStatus{}, errStub }
-
-// Stats reads what the container uses.
-func (c *Container) Stats(ctx context.Context) (Stats, error) { return Stats{}, errStub }
-
-// Delete kills the container and removes its cgroups and state. It may be called again.
-func (c *Container) Delete(ctx context.Context) error { return errStub }
-
-// Session is one command running inside, as seen by this process.
-type Session struct {
-	id                         string
-	pid                        int
-	pty, stdin, stdout, stderr *os.File
-}
-
-// ID is the session's id.
-func (s *Session) ID() string { return s.id }
-
-// PID is its process id on the host, or 0 when that cannot be told.
-func (s *Session) PID() int { return s.pid }
-
-// PTY is the master side of its terminal; nil without one.
-func (s *Session) PTY() *os.File { return s.pty }
-
-// Stdin is our end of its standard input; nil with a TTY.
-func (s *Session) Stdin() *os.File { return s.stdin }
-
-// Stdout is our end of its standard output; nil with a TTY.
-func (s *Session) Stdout() *os.File { return s.stdout }
-
-// Stderr is our end of its standard error; nil with a TTY.
-func (s *Session) Stderr() *os.File { return s.stderr }
-
-// CloseStdin gives the session end of file on its standard input.
-func (s *Session) CloseStdin(ctx context.Context) error { return errStub }
-
-// Resize sets the terminal's size in characters.
-func (s *Session) Resize(cols, rows uint16) error { return errStub }
-
-// Signal sends a signal to the session's process.
-func (s *Session) Signal(ctx context.Context, sig unix.Signal) error { return errStub }
-
-// Wait returns when the session's process has ended.
-func (s *Session) Wait(ctx context.Context) (ExitStatus, error) { return ExitStatus{}, errStub }
-
-// Close closes our descriptors; the session goes on.
-func (s *Session) Close() error { return errStub }
-
-// DefaultSpec is the locked-down configuration to start from. The caller fills the id mappings and the limits.
-func DefaultSpec() *specs.Spec { return &specs.Spec{Version: specs.Version} }
-
-// Probe says what this machine gives and lacks.
-func Probe(ctx context.Context) []Check { return nil }

@@ -113,7 +113,7 @@ type Info struct {
 	PID      int32 // inside
 	TTY      bool
 	HasPIDFD bool
-	FDs      uint8 // descriptors after the pidfd: 1 for a terminal, 3 for pipes, 0 for none
+	FDs      uint8 // which descriptors follow the pidfd: bit 0 terminal or stdin, bit 1 stdout, bit 2 stderr
 	Args     []string
 	Exited   bool
 	Status   Status

@@ -1,0 +1,81 @@
+package runtime
+
+import (
+	"fmt"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/learnos/learnos/internal/initproto"
+)
+
+// capNames lists capabilities by number (capabilities(7), uapi/linux/capability.h).
+var capNames = [...]string{
+	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_SETGID",
+	"CAP_SETUID", "CAP_SETPCAP", "CAP_LINUX_IMMUTABLE", "CAP_NET_BIND_SERVICE", "CAP_NET_BROADCAST", "CAP_NET_ADMIN",
+	"CAP_NET_RAW", "CAP_IPC_LOCK", "CAP_IPC_OWNER", "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_SYS_CHROOT", "CAP_SYS_PTRACE",
+	"CAP_SYS_PACCT", "CAP_SYS_ADMIN", "CAP_SYS_BOOT", "CAP_SYS_NICE", "CAP_SYS_RESOURCE", "CAP_SYS_TIME",
+	"CAP_SYS_TTY_CONFIG", "CAP_MKNOD", "CAP_LEASE", "CAP_AUDIT_WRITE", "CAP_AUDIT_CONTROL", "CAP_SETFCAP",
+	"CAP_MAC_OVERRIDE", "CAP_MAC_ADMIN", "CAP_SYSLOG", "CAP_WAKE_ALARM", "CAP_BLOCK_SUSPEND", "CAP_AUDIT_READ",
+	"CAP_PERFMON", "CAP_BPF", "CAP_CHECKPOINT_RESTORE",
+}
+
+var capNumbers = func() map[string]int {
+	m := map[string]int{}
+	for i, name := range capNames {
+		m[name] = i
+	}
+	return m
+}()
+
+// parseCaps turns the five lists into sets. A Spec without capabilities has none. A permitted set is a subset of the
+// bounding set, an ambient one of permitted and inheritable: what breaks that is refused rather than bent.
+func parseCaps(c *specs.LinuxCapabilities) (out initproto.Caps, err error) {
+	if c == nil {
+		return out, nil
+	}
+	for _, set := range []struct {
+		names []string
+		bits  *uint64
+	}{{c.Bounding, &out.Bounding}, {c.Effective, &out.Effective}, {c.Permitted, &out.Permitted},
+		{c.Inheritable, &out.Inheritable}, {c.Ambient, &out.Ambient}} {
+		for _, name := range set.names {
+			n, ok := capNumbers[name]
+			if !ok {
+				return out, fmt.Errorf("capability %q is unknown", name)
+			}
+			*set.bits |= 1 << n
+		}
+	}
+	switch {
+	case out.Effective&^out.Permitted != 0:
+		return out, fmt.Errorf("capabilities: effective holds %s, which permitted lacks", firstCap(out.Effective&^out.Permitted))
+	case out.Permitted&^out.Bounding != 0:
+		return out, fmt.Errorf("capabilities: permitted holds %s, which bounding lacks", firstCap(out.Permitted&^out.Bounding))
+	case out.Inheritable&^out.Bounding != 0:
+		return out, fmt.Errorf("capabilities: inheritable holds %s, which bounding lacks", firstCap(out.Inheritable&^out.Bounding))
+	case out.Ambient&^(out.Permitted&out.Inheritable) != 0:
+		return out, fmt.Errorf("capabilities: ambient holds %s, which permitted or inheritable lacks",
+			firstCap(out.Ambient&^(out.Permitted&out.Inheritable)))
+	}
+	return out, nil
+}
+
+func firstCap(bits uint64) string {
+	for i, name := range capNames {
+		if bits&(1<<i) != 0 {
+			return name
+		}
+	}
+	return "something"
+}
+
+// hasCap says whether this process has a capability in its effective set.
+func hasCap(bit int) bool {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if unix.Capget(&header, &data[0]) != nil {
+		return false
+	}
+	return data[bit/32].Effective&(1<<(bit%32)) != 0
+}

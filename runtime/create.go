@@ -1,0 +1,465 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	goruntime "runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/learnos/learnos/internal/initproto/rawfork"
+)
+
+// MainSession is the id of the session that CreateOptions.Main becomes.
+const MainSession = "main"
+
+// namespaceKinds are the namespaces we make or join (namespaces(7)).
+var namespaceKinds = map[specs.LinuxNamespaceType]struct {
+	flag uintptr
+	file string
+}{
+	specs.UserNamespace:    {unix.CLONE_NEWUSER, "user"},
+	specs.PIDNamespace:     {unix.CLONE_NEWPID, "pid"},
+	specs.MountNamespace:   {unix.CLONE_NEWNS, "mnt"},
+	specs.UTSNamespace:     {unix.CLONE_NEWUTS, "uts"},
+	specs.IPCNamespace:     {unix.CLONE_NEWIPC, "ipc"},
+	specs.NetworkNamespace: {unix.CLONE_NEWNET, "net"},
+	specs.CgroupNamespace:  {unix.CLONE_NEWCGROUP, "cgroup"},
+}
+
+// namespaces is what a Spec says about them.
+type namespaces struct {
+	flags uintptr // to be made
+	join  []join  // by path; the user namespace last, for with it goes the right to join the host's others
+}
+
+type join struct {
+	flag uintptr
+	path string
+}
+
+func (n *namespaces) makes(flag uintptr) bool { return n.flags&flag != 0 }
+
+func parseNamespaces(linux *specs.Linux) (*namespaces, error) {
+	n := &namespaces{}
+	seen := map[specs.LinuxNamespaceType]bool{}
+	var user []join
+	for _, ns := range linux.Namespaces {
+		kind, ok := namespaceKinds[ns.Type]
+		if !ok {
+			return nil, fmt.Errorf("namespace %q is not supported", ns.Type)
+		}
+		if seen[ns.Type] {
+			return nil, fmt.Errorf("namespace %q is listed twice", ns.Type)
+		}
+		seen[ns.Type] = true
+		switch {
+		case ns.Path == "":
+			n.flags |= kind.flag
+		case ns.Type == specs.MountNamespace:
+			return nil, errors.New("joining a mount namespace is not supported: every container has a root of its own")
+		case ns.Type == specs.UserNamespace:
+			user = append(user, join{kind.flag, ns.Path})
+		default:
+			n.join = append(n.join, join{kind.flag, ns.Path})
+		}
+	}
+	n.join = append(n.join, user...)
+	if !n.makes(unix.CLONE_NEWNS) {
+		return nil, errors.New("a mount namespace is required: without one the host's own mounts would be changed")
+	}
+	if n.makes(unix.CLONE_NEWUSER) && (len(linux.UIDMappings) == 0 || len(linux.GIDMappings) == 0) {
+		return nil, errors.New("a user namespace needs uidMappings and gidMappings")
+	}
+	if !n.makes(unix.CLONE_NEWUSER) && len(user) == 0 && len(linux.UIDMappings)+len(linux.GIDMappings) > 0 {
+		return nil, errors.New("uidMappings and gidMappings need a user namespace")
+	}
+	return n, nil
+}
+
+// Create makes a container: its cgroups with their limits, its namespaces, and its init, which then waits for Start.
+// Between the two the caller may work in the namespaces (NamespaceFD). On an error nothing is left.
+func (r *Runtime) Create(ctx context.Context, o CreateOptions) (c *Container, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("create container %s: %w", o.ID, err)
+		}
+	}()
+	if err := checkID(o.ID); err != nil {
+		return nil, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	ns, err := checkSpec(&o)
+	if err != nil {
+		return nil, err
+	}
+	image, err := initImage()
+	if err != nil {
+		return nil, err
+	}
+	dir := r.stateDir(o.ID)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		if errors.Is(err, os.ErrExist) {
+			return nil, ErrExists
+		}
+		return nil, err
+	}
+	group := &cgroup{hs: r.hierarchies, path: r.cgroupPath(o.ID)}
+	if p := o.Spec.Linux.CgroupsPath; p != "" {
+		group.path = strings.Trim(filepath.Clean("/"+p), "/")
+	}
+	var undo []func()
+	defer func() {
+		if err != nil {
+			for i := len(undo) - 1; i >= 0; i-- {
+				undo[i]()
+			}
+		}
+	}()
+	undo = append(undo, func() { os.RemoveAll(dir) })
+	lock, err := lockDir(dir, true)
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Close()
+	undo = append(undo, func() { group.kill(); group.remove() })
+	if err := group.create(optionalControllers(o.Spec.Linux.Resources)); err != nil {
+		return nil, err
+	}
+	if err := group.apply(o.Spec.Linux.Resources, o.Main != nil); err != nil {
+		return nil, err
+	}
+	b := &birth{r: r, o: &o, ns: ns, group: group, dir: lock, image: image}
+	defer b.close()
+	if err := b.open(); err != nil {
+		return nil, err
+	}
+	run := func(f func() error) error {
+		// A parent-death signal is tied to the creating thread, so that must not end (or be Go's to end) meanwhile.
+		goruntime.LockOSThread()
+		defer goruntime.UnlockOSThread()
+		return f()
+	}
+	if o.DieWithParent {
+		run = r.mortal.run
+	}
+	c = &Container{id: o.ID, dir: dir, r: r, group: group, options: &o, gone: make(chan struct{})}
+	if err := run(func() error { return b.bear(c) }); err != nil {
+		return nil, err
+	}
+	go c.watch()
+	return c, nil
+}
+
+// checkSpec refuses what can't be honoured before anything is made.
+func checkSpec(o *CreateOptions) (*namespaces, error) {
+	switch {
+	case o.Spec == nil || o.Spec.Linux == nil:
+		return nil, errors.New("no Linux configuration given")
+	case o.Spec.Process == nil:
+		o.Spec.Process = &specs.Process{}
+	}
+	l := o.Spec.Linux
+	if o.Log != nil && (o.Main == nil || o.Main.TTY) {
+		return nil, errors.New("a log needs a Main without a TTY")
+	}
+	if len(l.TimeOffsets) > 0 || l.IntelRdt != nil || l.MemoryPolicy != nil || l.Personality != nil || len(l.NetDevices) > 0 {
+		return nil, errors.New("timeOffsets, intelRdt, memoryPolicy, personality and netDevices are not supported")
+	}
+	p := o.Spec.Process
+	if p.Scheduler != nil || p.IOPriority != nil || p.ExecCPUAffinity != nil {
+		return nil, errors.New("scheduler, ioPriority and execCPUAffinity are not supported")
+	}
+	ns, err := parseNamespaces(l)
+	if err != nil {
+		return nil, err
+	}
+	// The rest is checked where it is translated; doing that now means that Start has nothing left to refuse.
+	if _, err := buildPlan(o, ns); err != nil {
+		return nil, err
+	}
+	return ns, nil
+}
+
+// birth is what it takes to bring an init into being.
+type birth struct {
+	r     *Runtime
+	o     *CreateOptions
+	ns    *namespaces
+	group *cgroup
+	dir   *os.File
+	image *os.File
+
+	files   []*os.File // closed at the end, whatever happens
+	keep    []*os.File // those init inherits
+	tasks   []*os.File
+	v2      *os.File
+	null    *os.File
+	joins   []*os.File
+	sync    [2]*os.File // parent, child
+	program rawfork.Program
+}
+
+func (b *birth) close() { closeFiles(b.files) }
+
+func (b *birth) own(f *os.File, err error) (*os.File, error) {
+	if f != nil {
+		b.files = append(b.files, f)
+	}
+	return f, err
+}
+
+// open makes every descriptor that init or its making needs.
+func (b *birth) open() (err error) {
+	listener, err := b.own(listenControl(b.dir))
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(b.r.stateDir(b.o.ID), statusName)
+	status, err := b.own(os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_EXCL, 0o600))
+	if err != nil {
+		return err
+	}
+	b.keep = []*os.File{listener, status}
+	if b.o.Log != nil {
+		for _, path := range b.o.Log.paths() {
+			f, err := b.own(os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY|unix.O_NOFOLLOW, 0o600))
+			if err != nil {
+				return fmt.Errorf("log file: %w", err)
+			}
+			b.keep = append(b.keep, f)
+		}
+	}
+	if b.null, err = b.own(os.OpenFile("/dev/null", os.O_RDWR, 0)); err != nil {
+		return err
+	}
+	if b.tasks, b.v2, err = b.group.entrances(); err != nil {
+		return err
+	}
+	b.files = append(b.files, b.tasks...)
+	if b.v2 != nil {
+		b.files = append(b.files, b.v2)
+	}
+	for _, j := range b.ns.join {
+		f, err := b.own(os.Open(j.path))
+		if err != nil {
+			return fmt.Errorf("join a namespace: %w", err)
+		}
+		b.joins = append(b.joins, f)
+	}
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("socket pair: %w", err)
+	}
+	for i, fd := range pair {
+		b.sync[i], _ = b.own(os.NewFile(uintptr(fd), "sync"), nil)
+	}
+	return nil
+}
+
+// steps writes down what happens between the fork and init's exec.
+func (b *birth) steps() *rawfork.Program {
+	p := &b.program
+	one := p.Bytes(make([]byte, 1))
+	zero := p.Bytes([]byte{'0'})
+	userNS := false
+	// While we are being made, our maker's death is ours.
+	p.Add("parent death signal", rawfork.Must, unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
+	p.Add("close", rawfork.Must, unix.SYS_CLOSE, b.sync[0].Fd())
+	for _, f := range b.tasks {
+		p.Add("enter cgroup "+filepath.Dir(f.Name()), rawfork.Must, unix.SYS_WRITE, f.Fd(), zero, 1)
+	}
+	for i, j := range b.ns.join {
+		p.Add("join namespace "+j.path, rawfork.Must, unix.SYS_SETNS, b.joins[i].Fd(), j.flag)
+		userNS = userNS || j.flag == unix.CLONE_NEWUSER
+	}
+	if len(b.ns.join) > 0 {
+		// A process can neither move itself into a process namespace nor join some and make others in one go.
+		p.Add("fork", rawfork.Fork, unix.SYS_CLONE, b.cloneFlags()|unix.CLONE_PARENT|uintptr(unix.SIGCHLD), 0, 0, 0, 0)
+		p.Add("parent death signal", rawfork.Must, unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
+	}
+	p.Add("go-ahead", rawfork.Byte, unix.SYS_READ, b.sync[1].Fd(), one, 1)
+	if userNS || b.ns.makes(unix.CLONE_NEWUSER) {
+		p.Add("setgid", rawfork.Must, unix.SYS_SETRESGID, 0, 0, 0)
+		p.Add("setuid", rawfork.Must, unix.SYS_SETRESUID, 0, 0, 0)
+	}
+	p.Add("clear groups", rawfork.Must, unix.SYS_SETGROUPS, 0, 0)
+	p.Add("new session", rawfork.Must, unix.SYS_SETSID)
+	death := uintptr(0)
+	if b.o.DieWithParent {
+		death = uintptr(unix.SIGKILL)
+	}
+	p.Add("parent death signal", rawfork.Must, unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, death, 0, 0, 0)
+	if b.o.DieWithParent { // it may have died before that
+		p.Add("parent", rawfork.Alive, unix.SYS_RECVFROM, b.sync[1].Fd(), one, 1, unix.MSG_DONTWAIT, 0, 0)
+	}
+	every := []byte{255, 255, 255, 255, 255, 255, 255, 255}
+	p.Add("block signals", rawfork.Must, unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, p.Bytes(every), 0, 8)
+	for fd := range uintptr(3) {
+		p.Add("standard descriptors", rawfork.Must, unix.SYS_DUP3, b.null.Fd(), fd, 0)
+	}
+	p.Add("close descriptors", rawfork.Must, unix.SYS_CLOSE_RANGE, 3, 1<<32-1, unix.CLOSE_RANGE_CLOEXEC)
+	list := ""
+	for _, f := range b.keep {
+		p.Add("keep descriptor", rawfork.Must, unix.SYS_FCNTL, f.Fd(), unix.F_SETFD, 0)
+		list += "," + strconv.Itoa(int(f.Fd()))
+	}
+	p.Add("chdir", rawfork.Must, unix.SYS_CHDIR, p.String("/"))
+	p.Add("umask", rawfork.Must, unix.SYS_UMASK, 0o022)
+	env := []string{
+		"INIT_FDS=" + list[1:],
+		// One processor, a small heap, no signals to preempt with: init is one loop.
+		"GOMAXPROCS=1", "GOGC=50", "GOMEMLIMIT=8MiB", "GODEBUG=asyncpreemptoff=1",
+	}
+	p.Add("exec", rawfork.Must, unix.SYS_EXECVEAT, b.image.Fd(), p.String(""), p.Strings([]string{"init"}), p.Strings(env), unix.AT_EMPTY_PATH)
+	return p
+}
+
+// cloneFlags are the namespaces that come with the clone. The cgroup namespace is init's own to make, once it is in its
+// cgroups: what it sees as their root is where it is then.
+func (b *birth) cloneFlags() uintptr { return b.ns.flags &^ unix.CLONE_NEWCGROUP }
+
+// bear forks, prepares the child from outside, records it, and lets it go on.
+func (b *birth) bear(c *Container) (err error) {
+	flags, cgroup := b.cloneFlags(), -1
+	if len(b.joins) > 0 {
+		flags = 0
+	}
+	if b.v2 != nil {
+		cgroup = int(b.v2.Fd())
+	}
+	p, err := rawfork.Start(b.steps(), flags, cgroup)
+	if err != nil {
+		return err
+	}
+	goruntime.KeepAlive(b)
+	defer func() {
+		if err != nil {
+			unix.PidfdSendSignal(p.PIDFD, unix.SIGKILL, nil, 0)
+			unix.Wait4(p.PID, nil, 0, nil)
+			unix.Close(p.PIDFD)
+			unix.Close(p.Errors)
+		}
+	}()
+	b.sync[1].Close()
+	if len(b.joins) > 0 {
+		if err := p.Forked(); err != nil {
+			return err
+		}
+	}
+	if err := b.prepare(p); err != nil {
+		return err
+	}
+	start, err := startTime(p.PID)
+	if err != nil {
+		return err
+	}
+	c.state = &state{ID: b.o.ID, PID: p.PID, Start: start, Boot: bootID(), Created: time.Now().UTC(), Cgroup: b.group.path,
+		Main: b.o.Main != nil, PIDNS: b.ns.makes(unix.CLONE_NEWPID)}
+	if res := b.o.Spec.Linux.Resources; res != nil && res.Memory != nil && res.Memory.Limit != nil {
+		c.state.Memory = *res.Memory.Limit
+	}
+	if err := writeState(c.dir, c.state); err != nil {
+		return err
+	}
+	if _, err := b.sync[0].Write([]byte{1}); err != nil {
+		return fmt.Errorf("init ended before it began: %w", err)
+	}
+	if b.o.DieWithParent {
+		// It looks whether our end of the pair is still open, so that must stay until its exec.
+		if err := p.Wait(); err != nil {
+			unix.Wait4(p.PID, nil, 0, nil)
+			return err
+		}
+	}
+	unix.SetNonblock(p.PIDFD, true)
+	c.process, c.pidfd = p, os.NewFile(uintptr(p.PIDFD), "pidfd")
+	return nil
+}
+
+// prepare does for the child what only the outside may do: id mappings, limits beyond its own, its place in line for the
+// OOM killer.
+func (b *birth) prepare(p *rawfork.Process) error {
+	proc := "/proc/" + strconv.Itoa(p.PID) + "/"
+	l := b.o.Spec.Linux
+	if b.ns.makes(unix.CLONE_NEWUSER) {
+		if err := writeFile(proc+"uid_map", idMap(l.UIDMappings)); err != nil {
+			return fmt.Errorf("uidMappings: %w", err)
+		}
+		if err := writeFile(proc+"gid_map", idMap(l.GIDMappings)); err != nil {
+			return fmt.Errorf("gidMappings: %w", err)
+		}
+	}
+	if adj := b.o.Spec.Process.OOMScoreAdj; adj != nil {
+		if err := writeFile(proc+"oom_score_adj", strconv.Itoa(*adj)); err != nil {
+			return fmt.Errorf("oomScoreAdj %d (below the present value it needs CAP_SYS_RESOURCE): %w", *adj, err)
+		}
+	}
+	for _, limit := range b.o.Spec.Process.Rlimits {
+		if err := raiseHard(p.PID, limit); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// raiseHard gives init the room to set a hard limit above the one it has inherited.
+func raiseHard(pid int, limit specs.POSIXRlimit) error {
+	resource, ok := rlimits[limit.Type]
+	if !ok {
+		return fmt.Errorf("rlimit %q is unknown", limit.Type)
+	}
+	var now unix.Rlimit
+	if err := unix.Prlimit(pid, resource, nil, &now); err != nil {
+		return fmt.Errorf("rlimit %s: %w", limit.Type, err)
+	}
+	if limit.Hard <= now.Max {
+		return nil
+	}
+	if err := unix.Prlimit(pid, resource, &unix.Rlimit{Cur: now.Cur, Max: limit.Hard}, nil); err != nil {
+		return fmt.Errorf("rlimit %s: the hard limit %d is above the %d that this program was given, and raising it takes "+
+			"CAP_SYS_RESOURCE: start the program with a higher limit, or ask for less: %w", limit.Type, limit.Hard, now.Max, err)
+	}
+	return nil
+}
+
+// idMap writes mappings as /proc/PID/uid_map reads them (user_namespaces(7)).
+func idMap(mappings []specs.LinuxIDMapping) string {
+	var s strings.Builder
+	for _, m := range mappings {
+		fmt.Fprintf(&s, "%d %d %d\n", m.ContainerID, m.HostID, m.Size)
+	}
+	return s.String()
+}
+
+// mortal is a thread that lives as long as the process does, started when first needed. The kernel sends a parent-death
+// signal when the thread that forked ends, and Go ends threads as it pleases.
+type mortal struct {
+	once sync.Once
+	work chan func()
+}
+
+func (m *mortal) run(f func() error) error {
+	m.once.Do(func() {
+		m.work = make(chan func())
+		go func() {
+			goruntime.LockOSThread() // never unlocked: the thread stays this goroutine's
+			for f := range m.work {
+				f()
+			}
+		}()
+	})
+	done := make(chan error)
+	m.work <- func() { done <- f() }
+	return <-done
+}

@@ -1,0 +1,344 @@
+package runtime
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// limits sets what a Spec's resources ask for. Every failure names the limit: nothing that was asked for is left out.
+type limits struct {
+	g    *cgroup
+	errs []error
+}
+
+// optionalControllers tells which controllers are worth a directory only because they are asked for.
+func optionalControllers(r *specs.LinuxResources) map[string]bool {
+	if r == nil {
+		return nil
+	}
+	return map[string]bool{
+		"cpuset":  r.CPU != nil && (r.CPU.Cpus != "" || r.CPU.Mems != ""),
+		"hugetlb": len(r.HugepageLimits) > 0,
+		"rdma":    len(r.Rdma) > 0,
+	}
+}
+
+// apply sets the limits of a fresh group. wholeOOM makes running out of memory the end of the whole group, where the
+// kernel can (v2): right when it is one workload, wrong when it is somebody's machine.
+func (g *cgroup) apply(r *specs.LinuxResources, wholeOOM bool) error {
+	if r == nil {
+		return nil
+	}
+	l := &limits{g: g}
+	l.memory(r.Memory, wholeOOM)
+	l.cpu(r.CPU)
+	if r.Pids != nil && r.Pids.Limit != nil {
+		value := "max"
+		if *r.Pids.Limit > 0 {
+			value = strconv.FormatInt(*r.Pids.Limit, 10)
+		}
+		l.set("process limit", "pids", "pids.max", "pids.max", value, value)
+	}
+	l.blkio(r.BlockIO)
+	for _, h := range r.HugepageLimits {
+		v := strconv.FormatUint(h.Limit, 10)
+		l.set("huge page limit "+h.Pagesize, "hugetlb", "hugetlb."+h.Pagesize+".limit_in_bytes", "hugetlb."+h.Pagesize+".max", v, v)
+	}
+	for device, x := range r.Rdma {
+		v := device
+		if x.HcaHandles != nil {
+			v += fmt.Sprintf(" hca_handle=%d", *x.HcaHandles)
+		}
+		if x.HcaObjects != nil {
+			v += fmt.Sprintf(" hca_object=%d", *x.HcaObjects)
+		}
+		l.set("rdma limit", "rdma", "rdma.max", "rdma.max", v, v)
+	}
+	if r.Network != nil && (r.Network.ClassID != nil || len(r.Network.Priorities) > 0) {
+		l.fail("network class and priority", errors.New("not offered: traffic is shaped on the link"))
+	}
+	for file, value := range r.Unified {
+		l.unified(file, value)
+	}
+	l.devices(r.Devices)
+	return errors.Join(l.errs...)
+}
+
+func (l *limits) fail(what string, err error) {
+	l.errs = append(l.errs, fmt.Errorf("%s can't be set: %w", what, err))
+}
+
+// set writes a limit to the file of whichever version serves the controller; an empty file name means that it has none.
+func (l *limits) set(what, controller, v1, v2, value1, value2 string) bool {
+	dir, isV2, ok := l.g.controller(controller)
+	if !ok {
+		l.fail(what, fmt.Errorf("the kernel has no %s cgroup controller", controller))
+		return false
+	}
+	file, value := v1, value1
+	if isV2 {
+		file, value = v2, value2
+	}
+	if file == "" {
+		l.fail(what, errors.New("this version of cgroups has no such limit"))
+		return false
+	}
+	if err := writeFile(filepath.Join(dir, file), value); err != nil {
+		l.fail(what+" "+value, err)
+		return false
+	}
+	return true
+}
+
+func (l *limits) memory(m *specs.LinuxMemory, wholeOOM bool) {
+	if m == nil {
+		return
+	}
+	dir, v2, _ := l.g.controller("memory")
+	has := func(file string) bool {
+		_, err := os.Stat(filepath.Join(dir, file))
+		return err == nil
+	}
+	if m.Limit != nil {
+		v := strconv.FormatInt(*m.Limit, 10)
+		v2value := v
+		if *m.Limit < 0 {
+			v, v2value = "-1", "max"
+		}
+		if !l.set("memory limit", "memory", "memory.limit_in_bytes", "memory.max", v, v2value) {
+			return
+		}
+		// Without a word about swap there is none: swapping would make the limit soft and the node slow.
+		if m.Swap == nil {
+			if !v2 && has("memory.memsw.limit_in_bytes") {
+				l.set("swap limit", "memory", "memory.memsw.limit_in_bytes", "", v, "")
+			}
+			if v2 && has("memory.swap.max") && *m.Limit >= 0 {
+				l.set("swap limit", "memory", "", "memory.swap.max", "", "0")
+			}
+		}
+		if v2 && wholeOOM {
+			l.set("memory.oom.group", "memory", "", "memory.oom.group", "", "1")
+		}
+	}
+	if m.Swap != nil {
+		value1, value2 := strconv.FormatInt(*m.Swap, 10), "max"
+		if *m.Swap >= 0 {
+			// The specification counts memory and swap together, cgroup v2 counts swap alone.
+			if m.Limit == nil || *m.Limit < 0 || *m.Swap < *m.Limit {
+				l.fail("swap limit "+value1, errors.New("it includes memory, so a memory limit no greater than it is needed"))
+				return
+			}
+			value2 = strconv.FormatInt(*m.Swap-*m.Limit, 10)
+		}
+		if !v2 || has("memory.swap.max") || value2 != "0" {
+			if v2 || has("memory.memsw.limit_in_bytes") || m.Limit == nil || *m.Swap != *m.Limit {
+				l.set("swap limit", "memory", "memory.memsw.limit_in_bytes", "memory.swap.max", value1, value2)
+			}
+		}
+	}
+	if m.Reservation != nil {
+		v := strconv.FormatInt(*m.Reservation, 10)
+		l.set("memory reservation", "memory", "memory.soft_limit_in_bytes", "memory.low", v, v)
+	}
+	if m.KernelTCP != nil {
+		l.set("kernel TCP memory limit", "memory", "memory.kmem.tcp.limit_in_bytes", "", strconv.FormatInt(*m.KernelTCP, 10), "")
+	}
+	if m.Swappiness != nil {
+		l.set("swappiness", "memory", "memory.swappiness", "", strconv.FormatUint(*m.Swappiness, 10), "")
+	}
+	if m.DisableOOMKiller != nil && *m.DisableOOMKiller {
+		l.set("disabled OOM killer", "memory", "memory.oom_control", "", "1", "")
+	}
+}
+
+func (l *limits) cpu(c *specs.LinuxCPU) {
+	if c == nil {
+		return
+	}
+	if c.Shares != nil && *c.Shares > 0 {
+		l.set("CPU shares", "cpu", "cpu.shares", "cpu.weight", strconv.FormatUint(*c.Shares, 10), strconv.FormatUint(sharesToWeight(*c.Shares), 10))
+	}
+	_, v2, _ := l.g.controller("cpu")
+	period := uint64(100_000)
+	if c.Period != nil && *c.Period > 0 {
+		period = *c.Period
+	}
+	switch quota := c.Quota; {
+	case v2 && (quota != nil || c.Period != nil):
+		q := "max"
+		if quota != nil && *quota > 0 {
+			q = strconv.FormatInt(*quota, 10)
+		}
+		l.set("CPU quota", "cpu", "", "cpu.max", "", fmt.Sprintf("%s %d", q, period))
+	case !v2:
+		if c.Period != nil && *c.Period > 0 {
+			l.set("CPU period", "cpu", "cpu.cfs_period_us", "", strconv.FormatUint(period, 10), "")
+		}
+		if quota != nil && *quota != 0 {
+			l.set("CPU quota", "cpu", "cpu.cfs_quota_us", "", strconv.FormatInt(*quota, 10), "")
+		}
+	}
+	if c.Burst != nil {
+		v := strconv.FormatUint(*c.Burst, 10)
+		l.set("CPU burst", "cpu", "cpu.cfs_burst_us", "cpu.max.burst", v, v)
+	}
+	if c.RealtimePeriod != nil {
+		l.set("realtime period", "cpu", "cpu.rt_period_us", "", strconv.FormatUint(*c.RealtimePeriod, 10), "")
+	}
+	if c.RealtimeRuntime != nil {
+		l.set("realtime runtime", "cpu", "cpu.rt_runtime_us", "", strconv.FormatInt(*c.RealtimeRuntime, 10), "")
+	}
+	if c.Idle != nil {
+		v := strconv.FormatInt(*c.Idle, 10)
+		l.set("CPU idle", "cpu", "cpu.idle", "cpu.idle", v, v)
+	}
+	if c.Cpus != "" {
+		l.set("CPU set", "cpuset", "cpuset.cpus", "cpuset.cpus", c.Cpus, c.Cpus)
+	}
+	if c.Mems != "" {
+		l.set("memory nodes", "cpuset", "cpuset.mems", "cpuset.mems", c.Mems, c.Mems)
+	}
+}
+
+// sharesToWeight maps v1's 2…262144 to v2's 1…10000, the ends and the order kept.
+func sharesToWeight(shares uint64) uint64 {
+	shares = min(max(shares, 2), 262144)
+	return 1 + (shares-2)*9999/262142
+}
+
+func (l *limits) blkio(b *specs.LinuxBlockIO) {
+	if b == nil {
+		return
+	}
+	if b.LeafWeight != nil {
+		l.fail("leaf weight", errors.New("it went with the CFQ scheduler in Linux 5.0"))
+	}
+	if b.Weight != nil && *b.Weight > 0 {
+		l.weight("", *b.Weight)
+	}
+	for _, w := range b.WeightDevice {
+		if w.Weight != nil {
+			l.weight(fmt.Sprintf("%d:%d ", w.Major, w.Minor), *w.Weight)
+		}
+	}
+	throttle := func(what, v1, v2 string, list []specs.LinuxThrottleDevice) {
+		for _, d := range list {
+			device := fmt.Sprintf("%d:%d", d.Major, d.Minor)
+			rate := strconv.FormatUint(d.Rate, 10)
+			l.set(what, "blkio", "blkio.throttle."+v1, "io.max", device+" "+rate, device+" "+v2+"="+rate)
+		}
+	}
+	throttle("disk read rate", "read_bps_device", "rbps", b.ThrottleReadBpsDevice)
+	throttle("disk write rate", "write_bps_device", "wbps", b.ThrottleWriteBpsDevice)
+	throttle("disk reads per second", "read_iops_device", "riops", b.ThrottleReadIOPSDevice)
+	throttle("disk writes per second", "write_iops_device", "wiops", b.ThrottleWriteIOPSDevice)
+}
+
+// weight sets a share of disk time, for one device or (empty) all. Which file there is depends on the I/O scheduler.
+func (l *limits) weight(device string, w uint16) {
+	dir, v2, ok := l.g.controller("blkio")
+	if !ok {
+		l.fail("disk weight", errors.New("the kernel has no blkio cgroup controller"))
+		return
+	}
+	files := []string{"blkio.bfq.weight", "blkio.weight"}
+	if device != "" {
+		files = []string{"blkio.bfq.weight_device", "blkio.weight_device"}
+	}
+	value := device + strconv.Itoa(int(w))
+	if v2 {
+		files = []string{"io.bfq.weight", "io.weight"}
+	}
+	var err error
+	for _, file := range files {
+		if err = writeFile(filepath.Join(dir, file), value); err == nil {
+			return
+		}
+	}
+	l.fail("disk weight "+value, err)
+}
+
+// unified writes a cgroup v2 file by its name.
+func (l *limits) unified(file, value string) {
+	what := "unified limit " + file
+	if strings.ContainsAny(file, "/\x00") || strings.HasPrefix(file, "cgroup.") {
+		l.fail(what, errors.New("not a limit"))
+		return
+	}
+	if l.g.hs.unified == nil {
+		l.fail(what, errors.New("cgroup v2 is not mounted"))
+		return
+	}
+	if err := writeFile(filepath.Join(l.g.dir(l.g.hs.unified), file), value); err != nil {
+		l.fail(what, err)
+	}
+}
+
+// devices restricts which device nodes may be opened or made.
+func (l *limits) devices(rules []specs.LinuxDeviceCgroup) {
+	if len(rules) == 0 {
+		return
+	}
+	if dir, v2, ok := l.g.controller("devices"); ok && !v2 {
+		for _, rule := range rules {
+			text, err := deviceRule(rule)
+			if err != nil {
+				l.fail("device rule", err)
+				continue
+			}
+			file := "devices.deny"
+			if rule.Allow {
+				file = "devices.allow"
+			}
+			if err := writeFile(filepath.Join(dir, file), text); err != nil {
+				l.fail("device rule "+text, err)
+			}
+		}
+		return
+	}
+	if l.g.hs.unified == nil {
+		l.fail("device rules", errors.New("neither a v1 devices controller nor cgroup v2 is there"))
+		return
+	}
+	if err := attachDeviceFilter(l.g.dir(l.g.hs.unified), rules); err != nil {
+		l.fail("device rules", err)
+	}
+}
+
+// deviceRule writes a rule as v1 reads it: "c 1:3 rwm", or "a" for everything.
+func deviceRule(r specs.LinuxDeviceCgroup) (string, error) {
+	access := r.Access
+	if access == "" {
+		access = "rwm"
+	}
+	if strings.Trim(access, "rwm") != "" {
+		return "", fmt.Errorf("access %q is not made of r, w and m", r.Access)
+	}
+	number := func(n *int64) string {
+		if n == nil || *n < 0 {
+			return "*"
+		}
+		return strconv.FormatInt(*n, 10)
+	}
+	kind := r.Type
+	switch kind {
+	case "", "a":
+		if r.Major == nil && r.Minor == nil || kind == "" && access == "rwm" && number(r.Major) == "*" && number(r.Minor) == "*" {
+			return "a", nil
+		}
+		return "", errors.New("a rule for all types of device can't name numbers")
+	case "u":
+		kind = "c"
+	case "c", "b":
+	default:
+		return "", fmt.Errorf("device type %q is not a, b, c or u", r.Type)
+	}
+	return kind + " " + number(r.Major) + ":" + number(r.Minor) + " " + access, nil
+}

@@ -1,0 +1,98 @@
+package runtime
+
+import (
+	"fmt"
+	"sync"
+
+	"github.com/moby/profiles/seccomp"
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// DefaultCapabilities are what root inside has: docker's list, which is what images are made for. In a user namespace they
+// reach no further than the container.
+func DefaultCapabilities() []string {
+	return []string{
+		"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID", "CAP_SETUID",
+		"CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
+	}
+}
+
+// DefaultSeccomp resolves moby's profile for a Spec: its capabilities, this kernel, this architecture. Call it again after
+// changing capabilities.
+func DefaultSeccomp(s *specs.Spec) (*specs.LinuxSeccomp, error) {
+	if s.Process == nil || s.Process.Capabilities == nil {
+		s = &specs.Spec{Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{}}}
+	}
+	p, err := seccomp.GetDefaultProfile(s)
+	if err != nil {
+		return nil, fmt.Errorf("seccomp profile: %w", err)
+	}
+	return p, nil
+}
+
+// defaultProfile is DefaultSeccomp for DefaultCapabilities. Specs share its lists, which nobody writes to.
+var defaultProfile = sync.OnceValue(func() *specs.LinuxSeccomp {
+	p, err := DefaultSeccomp(&specs.Spec{Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{Bounding: DefaultCapabilities()}}})
+	if err != nil {
+		// It fails only when the kernel's version can't be read; refusing everything is then the safe answer.
+		return &specs.LinuxSeccomp{DefaultAction: specs.ActErrno}
+	}
+	return p
+})
+
+// DefaultSpec is the locked-down configuration to start from: every namespace of its own, the user namespace included;
+// docker's capabilities and seccomp profile, no new privileges, masked and read-only kernel files, a private /dev.
+//
+// The caller fills Linux.UIDMappings and GIDMappings (65,536 ids, say), the hostname and the limits. Who removes the network
+// namespace must remove the net.* sysctls, too. The mappings must cover gid 5 (tty), and gids 0 to 65535 for the sysctl that
+// lets everybody ping.
+func DefaultSpec() *specs.Spec {
+	caps := func() []string { return DefaultCapabilities() }
+	profile := *defaultProfile()
+	number := func(n int64) *int64 { return &n }
+	allow := func(kind string, major, minor int64) specs.LinuxDeviceCgroup {
+		d := specs.LinuxDeviceCgroup{Allow: true, Type: kind, Access: "rwm", Major: number(major)}
+		if minor >= 0 {
+			d.Minor = number(minor)
+		}
+		return d
+	}
+	return &specs.Spec{
+		Version: specs.Version,
+		Process: &specs.Process{
+			Cwd:             "/",
+			NoNewPrivileges: true,
+			Capabilities:    &specs.LinuxCapabilities{Bounding: caps(), Effective: caps(), Permitted: caps()},
+		},
+		Root: &specs.Root{},
+		Mounts: []specs.Mount{
+			{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
+			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "noexec", "strictatime", "mode=755", "size=64k"}},
+			{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "ptmxmode=0666", "mode=0620", "gid=5"}},
+			{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=64m"}},
+			{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
+			{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
+			{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", "ro"}},
+		},
+		Linux: &specs.Linux{
+			Namespaces: []specs.LinuxNamespace{
+				{Type: specs.UserNamespace}, {Type: specs.PIDNamespace}, {Type: specs.MountNamespace}, {Type: specs.UTSNamespace},
+				{Type: specs.IPCNamespace}, {Type: specs.NetworkNamespace}, {Type: specs.CgroupNamespace},
+			},
+			Sysctl: map[string]string{"net.ipv4.ping_group_range": "0 65535", "net.ipv4.ip_unprivileged_port_start": "0"},
+			MaskedPaths: []string{
+				"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+				"/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap",
+				"/sys/firmware",
+			},
+			ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
+			Seccomp:       &profile,
+			Resources: &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{
+				{Allow: false, Access: "rwm"},
+				{Allow: true, Type: "c", Access: "m"}, {Allow: true, Type: "b", Access: "m"},
+				allow("c", 1, 3), allow("c", 1, 5), allow("c", 1, 7), allow("c", 1, 8), allow("c", 1, 9),
+				allow("c", 5, 0), allow("c", 5, 1), allow("c", 5, 2), allow("c", 136, -1),
+			}},
+		},
+	}
+}
