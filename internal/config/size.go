@@ -24,12 +24,12 @@ func ParseSize(s string) (Size, error) {
 	if s == "0" {
 		return 0, nil
 	}
+	unit := strings.TrimLeft(s, "0123456789.+- ")
+	digits := strings.TrimSpace(strings.TrimSuffix(s, unit))
 	for _, u := range sizeUnits {
-		digits, ok := strings.CutSuffix(s, u.name)
-		if !ok {
+		if u.name != unit {
 			continue
 		}
-		digits = strings.TrimSpace(digits)
 		if digits == "" || strings.Trim(digits, "0123456789") != "" {
 			return bad("before the unit there must be a whole number")
 		}
