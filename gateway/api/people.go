@@ -247,15 +247,15 @@ func (a *API) refresh(c *gin.Context) error {
 		return err
 	}
 	byCookie := in.RefreshToken == ""
-	if err := a.sameOrigin(c, byCookie); err != nil {
-		return err
-	}
 	if byCookie {
 		cookie, err := c.Request.Cookie(refreshCookie)
 		if err != nil || cookie.Value == "" {
 			return unauthenticated("unauthenticated", "There is no refresh token.", "Log in.")
 		}
 		in.RefreshToken = cookie.Value
+	}
+	if err := a.sameOrigin(c, byCookie); err != nil {
+		return err
 	}
 	key := auth.AddressKey(a.address(c))
 	if err := a.limit(a.refreshes, key); err != nil {

@@ -53,17 +53,16 @@ type Options struct {
 // Waiting times. All of them only bound how long something stays wrong after a part was away; nothing depends on them
 // in ordinary operation.
 const (
-	probeEvery   = 2 * time.Second
-	probeIn      = 1500 * time.Millisecond
-	outboxEvery  = 3 * time.Second
-	sweepEvery   = 30 * time.Second
-	etcdIn       = 3 * time.Second  // one request to etcd
-	tunnelIn     = 10 * time.Second // a node's reply
-	unknownGrace = time.Minute      // a claimed job without a status: after this no node has it
-	awayGrace    = 5 * time.Minute  // a node that is away this long no longer holds its tenants' allowance
-	againAfter   = 2 * time.Minute  // a delete that was not done by then is asked for once more
-	lostAfter    = 30 * time.Second // a queued row without job and status: etcd has lost it
-	keepStatus   = 10 * time.Minute // how long etcd keeps the status of what has ended
+	probeEvery  = 2 * time.Second
+	probeIn     = 1500 * time.Millisecond
+	outboxEvery = 3 * time.Second
+	sweepEvery  = 30 * time.Second
+	etcdIn      = 3 * time.Second  // one request to etcd
+	tunnelIn    = 10 * time.Second // a node's reply
+	awayGrace   = 5 * time.Minute  // a node that is away this long no longer holds its tenants' allowance
+	againAfter  = 2 * time.Minute  // a delete that was not done by then is asked for once more
+	lostAfter   = 30 * time.Second // a queued row without job and status: etcd has lost it
+	keepStatus  = 10 * time.Minute // how long etcd keeps the status of what has ended
 )
 
 // Fleet runs environments. It is safe for concurrent use.
@@ -268,11 +267,15 @@ func (f *Fleet) enqueue(ctx context.Context, e store.Environment) (store.Environ
 			NetQuotaBytes: e.NetQuotaBytes, BlkQuotaBytes: e.BlkQuotaBytes},
 		Deadline: e.Deadline.Std(), IdleTimeout: time.Duration(e.IdleSeconds) * time.Second, CreatedAt: e.TriedAt.Std(),
 	}}
-	put := f.Queue.Enqueue
-	if e.Try > 0 {
-		put = f.Queue.EnqueueAgain // the id was used by the try before
+	var err error
+	if e.Try > 0 { // the id was used by the try before
+		err = f.Queue.EnqueueAgain(ctx, job)
 	}
-	if err := put(ctx, job); err != nil && !errors.Is(err, queue.ErrExists) {
+	if e.Try == 0 || errors.Is(err, queue.ErrNotFound) {
+		err = f.Queue.Enqueue(ctx, job)
+	}
+	// Both errors mean that it is there: this very call was made before and its answer lost.
+	if err != nil && !errors.Is(err, queue.ErrExists) && !errors.Is(err, queue.ErrBusy) {
 		return e, fmt.Errorf("enqueue environment %s: %w", e.ID, err)
 	}
 	now, _, err := f.Store.ChangeEnvironment(ctx, e.ID, f.now(), func(row *store.Environment) (bool, string, error) {
@@ -346,68 +349,45 @@ func (f *Fleet) finish(ctx context.Context, id, reason string) (store.Environmen
 }
 
 // settle brings an environment that was asked to go one step nearer to its end. It is called again until it is there.
+// The queue finds out where the environment is: a create that still waits is cancelled, one that is on a node becomes
+// a job for that node.
 func (f *Fleet) settle(ctx context.Context, e store.Environment) error {
 	if e.State != queue.StateStopping && e.State != queue.StateDeleted {
 		return nil
 	}
-	cancelled, err := f.Queue.Cancel(ctx, e.ID)
-	if err != nil && !errors.Is(err, queue.ErrNotFound) {
-		return fmt.Errorf("cancel the create job: %w", err)
+	if e.DeleteJobAt == 0 || f.now().Sub(e.DeleteJobAt.Std()) > againAfter {
+		if err := f.askDelete(ctx, e, e.Node); err != nil {
+			return err
+		}
 	}
 	if e.State == queue.StateDeleted {
 		return nil
 	}
-	if cancelled || !e.Enqueued {
-		_, err := f.finish(ctx, e.ID, "deleted before a node took it")
-		return err
-	}
-	node, age := e.Node, f.now().Sub(e.DeleteAskedAt.Std())
-	if node == "" {
-		st, err := f.Queue.Status(ctx, e.ID)
-		if err != nil && !errors.Is(err, queue.ErrNotFound) {
-			return fmt.Errorf("look for its node: %w", err)
-		}
-		ended := queue.Terminal(st.State) && st.Rev > e.StatusRev // else it is a word about the try before
-		if !queue.Terminal(st.State) {
-			node = st.Node
-		}
-		if node == "" {
-			if age < unknownGrace && !ended {
-				return nil // claimed this very moment; its status comes
-			}
-			_, err := f.finish(ctx, e.ID, "no node has it")
+	// The watch would tell too; this way a request that deletes sees at once what it did.
+	st, err := f.Queue.Status(ctx, e.ID)
+	switch {
+	case err == nil:
+		if err := f.tryTake(ctx, st); err != nil {
 			return err
 		}
+	case !errors.Is(err, queue.ErrNotFound):
+		return fmt.Errorf("look for its node: %w", err)
 	}
-	if err := f.askDelete(ctx, e, node); err != nil {
-		return err
-	}
-	if age > awayGrace && !f.online(node) {
-		_, err := f.finish(ctx, e.ID, "node "+node+" is away; it removes the environment when it is back")
+	if f.now().Sub(e.DeleteAskedAt.Std()) > awayGrace && (e.Node == "" || !f.online(e.Node)) {
+		_, err := f.finish(ctx, e.ID, "its node is away and removes it when it is back")
 		return err
 	}
 	return nil
 }
 
-// askDelete makes sure that the node is told to delete the environment, and told again when that led nowhere.
+// askDelete puts the delete job into the queue.
 func (f *Fleet) askDelete(ctx context.Context, e store.Environment, node string) error {
-	asked := e.DeleteJobAt
-	if asked != 0 && f.now().Sub(asked.Std()) < againAfter {
-		return nil
-	}
-	put := f.Queue.Enqueue
-	if asked != 0 {
-		put = f.Queue.EnqueueAgain
-	}
-	err := put(ctx, queue.Job{ID: queue.DeleteID(e.ID), Kind: queue.KindDelete, EnvID: e.ID, Node: node, Priority: -1})
-	if err != nil && !errors.Is(err, queue.ErrExists) && !errors.Is(err, queue.ErrBusy) {
+	err := f.Queue.Enqueue(ctx, queue.Job{ID: queue.DeleteID(e.ID), Kind: queue.KindDelete, EnvID: e.ID, Node: node, Reason: "deleted by its owner"})
+	if err != nil && !errors.Is(err, queue.ErrExists) {
 		return fmt.Errorf("enqueue the delete job: %w", err)
 	}
 	_, _, err = f.Store.ChangeEnvironment(ctx, e.ID, f.now(), func(row *store.Environment) (bool, string, error) {
 		row.DeleteJobAt = store.At(f.now())
-		if row.Node == "" {
-			row.Node = node
-		}
 		return true, "", nil
 	})
 	return err

@@ -158,8 +158,9 @@ func (f *Fleet) tryTake(ctx context.Context, st queue.EnvStatus) error {
 	ctx, cancel := context.WithTimeout(ctx, etcdIn)
 	defer cancel()
 	switch {
-	case queue.Terminal(e.State) && !queue.Terminal(st.State) && st.Node != "" && st.Rev >= e.StatusRev:
-		// It was given up, but its node has it still, or again.
+	case e.State == queue.StateDeleted && !queue.Terminal(st.State) && st.Rev >= e.StatusRev &&
+		(e.DeleteJobAt == 0 || f.now().Sub(e.DeleteJobAt.Std()) > againAfter):
+		// It was given up, but it is still there, or there again.
 		f.Log.Info("environment outlived its row; deleting it", "environment", e.ID, "node", st.Node)
 		if err := f.askDelete(ctx, e, st.Node); err != nil {
 			f.Log.Warn("delete it later", "environment", e.ID, "error", err) // the sweep comes by again
@@ -294,11 +295,12 @@ func (f *Fleet) sweep(ctx context.Context) {
 		f.Log.Error("sweep", "error", err)
 		return
 	}
-	list, _, err := f.Queue.Statuses(ctx)
+	list, rev, err := f.Queue.Statuses(ctx)
 	if err != nil {
 		return // it will be back
 	}
 	known := make(map[string]queue.EnvStatus, len(list))
+	f.forgetOldRevisions(ctx, rev)
 	for _, st := range list {
 		known[st.ID] = st
 		f.take(ctx, st)
