@@ -55,8 +55,9 @@ type CreateOptions struct {
 
 // Environment is one disposable machine on this node.
 type Environment struct {
-	node *Node
-	c    *runtime.Container
+	node    *Node
+	c       *runtime.Container
+	command *runtime.Session // a foreground environment's, in the process that made it
 
 	mu  sync.Mutex
 	rec Record
@@ -300,6 +301,16 @@ func (b *builder) build(ctx context.Context) (err error) {
 	}); err != nil {
 		return fmt.Errorf("start: %w", err)
 	}
+	if r.Owner == OwnerForeground && r.Args != nil {
+		// Not as init's own main command: with that one's end init ends too, and a quick command's output would have to
+		// be fetched before. As a session it waits for whoever owns the environment.
+		if err := b.timed("command", func() (err error) {
+			b.env.command, err = b.env.c.StartSession(ctx, *b.session(commandSession))
+			return err
+		}); err != nil {
+			return fmt.Errorf("start the command: %w", err)
+		}
+	}
 	b.timings["total"] = time.Since(begin).Microseconds()
 	return b.env.update(func(r *Record) {
 		r.State, r.StartedAt, r.Timings, r.PID = StateRunning, time.Now().UTC(), b.timings, b.env.c.PID()
@@ -340,17 +351,21 @@ func (b *builder) claim() error {
 	return n.save(r)
 }
 
+// session describes the command that the environment is made for.
+func (b *builder) session(id string) *runtime.SessionSpec {
+	r := &b.env.rec
+	return &runtime.SessionSpec{ID: id, Args: r.Args, Env: r.Env, Cwd: r.Cwd, User: r.User, TTY: r.TTY, Cols: b.o.Cols, Rows: b.o.Rows}
+}
+
 // container makes namespaces and cgroup, with init waiting in them.
 func (b *builder) container(ctx context.Context, spec *specs.Spec) error {
 	n, r := b.node, &b.env.rec
 	o := runtime.CreateOptions{ID: r.ID, Spec: spec, DieWithParent: r.Owner == OwnerForeground}
-	if r.Args != nil {
-		o.Main = &runtime.SessionSpec{
-			ID: mainSession, Args: r.Args, Env: r.Env, Cwd: r.Cwd, User: r.User, TTY: r.TTY, Cols: b.o.Cols, Rows: b.o.Rows,
+	if r.Owner == OwnerDetached && r.Args != nil {
+		o.Main = b.session("")
+		if !r.TTY {
+			o.Log = &runtime.LogFiles{Path: n.logPath(r.ID)}
 		}
-	}
-	if r.Owner == OwnerDetached && !r.TTY {
-		o.Log = &runtime.LogFiles{Path: n.logPath(r.ID)}
 	}
 	b.onFailure(func(ctx context.Context) error {
 		if b.env.c == nil {

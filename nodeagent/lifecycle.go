@@ -18,8 +18,8 @@ import (
 	"github.com/learnos/learnos/runtime"
 )
 
-// mainSession is the id of the session that runs an environment's main command.
-const mainSession = "main"
+// commandSession is the id of the session that runs a foreground environment's command.
+const commandSession = "command"
 
 // logPath is where init writes the output of a detached environment's command.
 func (n *Node) logPath(id string) string { return filepath.Join(n.envDir(id), "output.log") }
@@ -80,7 +80,7 @@ func (e *Environment) Wait(ctx context.Context) (ExitStatus, error) {
 // nothing runs in it any more.
 func (e *Environment) Stop(ctx context.Context, grace time.Duration) error {
 	if len(e.Record().Args) > 0 && grace > 0 {
-		if err := e.c.Signal(ctx, unix.SIGTERM); err == nil {
+		if err := e.Signal(ctx, unix.SIGTERM); err == nil {
 			wait, cancel := context.WithTimeout(ctx, grace)
 			_, err = e.c.Wait(wait)
 			cancel()
@@ -277,18 +277,22 @@ func (e *Environment) Stats(ctx context.Context) (Stats, error) {
 	return out, nil
 }
 
-// Main is the session that runs the main command.
-func (e *Environment) Main(ctx context.Context) (*runtime.Session, error) {
-	s, err := e.c.Attach(ctx, mainSession)
-	if err != nil {
-		return nil, fmt.Errorf("the main command of environment %s: %w", e.ID(), err)
-	}
-	return s, nil
-}
+// Command is the session that a foreground environment was made for, in the process that made it; else nil.
+func (e *Environment) Command() *runtime.Session { return e.command }
 
-// Signal sends a signal to the main command.
+// Signal sends a signal to the command that the environment was made for.
 func (e *Environment) Signal(ctx context.Context, sig unix.Signal) error {
-	if err := e.c.Signal(ctx, sig); err != nil {
+	var err error
+	if e.Record().Owner == OwnerForeground {
+		var s *runtime.Session
+		if s, err = e.c.Attach(ctx, commandSession); err == nil {
+			err = s.Signal(ctx, sig)
+			_ = s.Close()
+		}
+	} else {
+		err = e.c.Signal(ctx, sig)
+	}
+	if err != nil {
 		return fmt.Errorf("signal environment %s: %w", e.ID(), err)
 	}
 	return nil

@@ -353,3 +353,31 @@ func TestVerdict(t *testing.T) {
 		t.Errorf("came into an ending environment: %v", err)
 	}
 }
+
+func TestLogsGoOnWhereTheyWere(t *testing.T) {
+	for _, c := range []struct{ before, body, want string }{
+		{"", "a\n", "a\n"},
+		{"tick\n", "tick\ntick\n", "tick\n"},
+		{"tick\n", "tick\n", ""},
+		{"1\n2\n", "2\n3\n", "2\n3\n"},
+	} {
+		if got := string(after([]byte(c.body), []byte(c.before))); got != c.want {
+			t.Errorf("after(%q, %q) = %q, want %q", c.body, c.before, got, c.want)
+		}
+	}
+	long := strings.Repeat("x", 5000) + "the end\n"
+	if got := string(after([]byte(long[100:]+"more"), []byte(long))); got != "more" {
+		t.Errorf("after going round: %d bytes", len(got))
+	}
+	for _, c := range []struct {
+		n    int
+		want string
+	}{{0, "a\nb\nc\n"}, {1, "c\n"}, {2, "b\nc\n"}, {3, "a\nb\nc\n"}, {9, "a\nb\nc\n"}} {
+		if got := string(lastLines([]byte("a\nb\nc\n"), c.n)); got != c.want {
+			t.Errorf("last %d lines: %q", c.n, got)
+		}
+	}
+	if got := string(lastLines([]byte("a\nb"), 1)); got != "b" {
+		t.Errorf("an unfinished line: %q", got)
+	}
+}

@@ -216,15 +216,10 @@ func foreground(ctx context.Context, a *app, n *nodeagent.Node, c nodeagent.Crea
 		return err
 	}
 	kept := context.WithoutCancel(ctx)
-	session, err := env.Main(kept)
-	if err != nil {
-		_ = env.Delete(kept)
-		return err
-	}
 	var tidy sync.WaitGroup
 	tidy.Go(func() { _, _ = n.Reconcile(kept) })
 
-	st, err := converse(kept, a, session, stdin, s, func() { _ = env.Kill(kept) }, env.Wait)
+	st, err := converse(kept, a, env.Command(), stdin, s, func() { _ = env.Kill(kept) })
 	if err != nil {
 		_ = env.Delete(kept)
 		return err
@@ -261,10 +256,8 @@ func (s *signals) stop() { signal.Stop(s.ch) }
 // impatience is how many times a person asks to end before the environment is killed.
 const impatience = 3
 
-// converse carries bytes, sizes and signals between us and a session until it ends. kill ends it by force; wait, if
-// not nil, tells the status that counts.
-func converse(ctx context.Context, a *app, s *runtime.Session, stdin bool, sigs *signals, kill func(),
-	wait func(context.Context) (nodeagent.ExitStatus, error)) (nodeagent.ExitStatus, error) {
+// converse carries bytes, sizes and signals between us and a session until it ends. kill ends it by force.
+func converse(ctx context.Context, a *app, s *runtime.Session, stdin bool, sigs *signals, kill func()) (nodeagent.ExitStatus, error) {
 	defer s.Close()
 	tty := s.PTY() != nil
 	if tty && stdin && term.IsTerminal(int(a.stdin.Fd())) {
@@ -305,20 +298,12 @@ func converse(ctx context.Context, a *app, s *runtime.Session, stdin bool, sigs 
 		copyTo(a.stdout, s.Stdout())
 		copyTo(a.stderr, s.Stderr())
 	}
-	st, err := sessionStatus(ctx, s, wait)
+	st, err := s.Wait(ctx)
 	close(exited)
 	out.Wait()
 	if broken.Load() {
 		st.Code = 128 + int(syscall.SIGPIPE)
 	}
-	return st, err
-}
-
-func sessionStatus(ctx context.Context, s *runtime.Session, wait func(context.Context) (nodeagent.ExitStatus, error)) (nodeagent.ExitStatus, error) {
-	if wait != nil {
-		return wait(ctx)
-	}
-	st, err := s.Wait(ctx)
 	return nodeagent.ExitStatus{Code: st.Code, OOMKilled: st.OOMKilled, Reason: st.Reason}, err
 }
 
