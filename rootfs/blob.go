@@ -88,6 +88,8 @@ type netBlob struct {
 	have int64 // bytes in part
 	old  int64 // of these, bytes from an earlier try
 
+	whole bool // the registry refused a range
+
 	body   io.ReadCloser
 	cancel context.CancelFunc
 	stall  *time.Timer
@@ -229,8 +231,9 @@ func (b *netBlob) connect() error {
 		cancel()
 		return err
 	}
-	if b.have > 0 {
-		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", b.have))
+	if b.have > 0 && !b.whole {
+		// With an end, for there are registries that know no other ranges.
+		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", b.have, b.v.ref.size-1))
 	}
 	stall := time.AfterFunc(netStall, cancel)
 	resp, err := b.client.Do(req)
@@ -272,7 +275,12 @@ func (b *netBlob) accept(resp *http.Response) error {
 		}
 		return nil
 	case http.StatusRequestedRangeNotSatisfiable:
-		return fmt.Errorf("%w: it is truncated: the registry has no more than %d of %d bytes", errBlob, b.have, size)
+		if b.whole {
+			return fmt.Errorf("the registry answered: %s", resp.Status)
+		}
+		// It has less than promised, or does not like ranges: a whole answer tells.
+		b.whole = true
+		return fmt.Errorf("%w: the registry answered: %s", errNetwork, resp.Status)
 	case http.StatusRequestTimeout, http.StatusTooManyRequests,
 		http.StatusInternalServerError, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
 		seconds, _ := strconv.Atoi(resp.Header.Get("Retry-After"))

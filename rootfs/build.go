@@ -76,8 +76,14 @@ func (s *Store) obtain(ctx context.Context, key, name, from string, progress fun
 		if err != nil {
 			return nil, err
 		}
-		defer l.unlock()
-		return fetch(ctx, report)
+		c, err := fetch(ctx, report)
+		if err != nil {
+			l.unlock()
+			return nil, err
+		}
+		// Held until the image is recorded, so that the next one finds it.
+		c.holds = append(c.holds, l)
+		return c, nil
 	}, func(c *content) error {
 		img = &Image{Name: name, Source: from, Digest: c.digest, Layers: c.layers, Size: c.size, Config: c.config}
 		return s.record(ctx, img)

@@ -305,7 +305,10 @@ func treeLines(t testing.TB, dir string) []string {
 		if err != nil {
 			return err
 		}
-		name := strings.TrimPrefix(p, dir)
+		name := strings.TrimPrefix(strings.TrimPrefix(p, strings.TrimSuffix(dir, "/.")), "/")
+		if name == "." {
+			name = ""
+		}
 		var st unix.Stat_t
 		if err := unix.Lstat(p, &st); err != nil {
 			return fmt.Errorf("%s is listed but %w", p, err)

@@ -235,8 +235,8 @@ func (s *Store) unpackBlob(ctx context.Context, dir string, org origin, ref laye
 	}
 }
 
-func (s *Store) tryBlob(ctx context.Context, dir string, org origin, ref layerRef, o layertar.Options, report func(Progress)) (info *layerInfo, again bool, err error) {
-	ctx, cancel := context.WithCancel(ctx)
+func (s *Store) tryBlob(pull context.Context, dir string, org origin, ref layerRef, o layertar.Options, report func(Progress)) (info *layerInfo, again bool, err error) {
+	ctx, cancel := context.WithCancel(pull)
 	defer cancel()
 	var shown time.Time
 	b, err := org.open(ctx, ref, func(done int64) {
@@ -265,7 +265,11 @@ func (s *Store) tryBlob(ctx context.Context, dir string, org origin, ref layerRe
 		ahead.Close()
 		end()
 	}
-	if cerr := ctx.Err(); err != nil && cerr != nil {
+	if cerr := pull.Err(); err != nil && cerr != nil {
+		// Worth continuing later, unless another layer has spoilt the image for good.
+		if cause := context.Cause(pull); !errors.Is(cause, errNetwork) && !errors.Is(cause, context.Canceled) && !errors.Is(cause, context.DeadlineExceeded) {
+			b.discard()
+		}
 		return nil, false, cerr
 	}
 	// The rest, for the digest's sake. A layer that cannot be read may not be the one that was asked for, and
@@ -282,7 +286,7 @@ func (s *Store) tryBlob(ctx context.Context, dir string, org origin, ref layerRe
 		err = fmt.Errorf("%w: its uncompressed digest is %s, not %s as the image's configuration says", errBlob, info.Digest, ref.diffID)
 	}
 	if err != nil {
-		if errors.Is(err, errNetwork) || ctx.Err() != nil {
+		if errors.Is(err, errNetwork) || pull.Err() != nil {
 			return nil, false, err
 		}
 		b.discard()

@@ -69,6 +69,7 @@ func sampleImage(t testing.TB, tree string) *testImage {
 		if !dir && !strings.HasPrefix(name, "opaque/") {
 			continue
 		}
+		h.Format = tar.FormatPAX // else times lose their fractions
 		if err := tw.WriteHeader(h); err != nil {
 			t.Fatal(err)
 		}
@@ -516,7 +517,7 @@ func TestDownloadContinuesByRange(t *testing.T) {
 		}
 		mu.Lock()
 		defer mu.Unlock()
-		if want := []string{"", "bytes=300000-", "bytes=600000-"}; !slices.Equal(ranges, want) {
+		if want := []string{"", "bytes=300000-1001983", "bytes=600000-1001983"}; !slices.Equal(ranges, want) {
 			t.Errorf("ranges %q, want %q", ranges, want)
 		}
 	})
@@ -545,7 +546,7 @@ func TestDownloadContinuesByRange(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if want := []string{"", "", "bytes=400000-"}; !slices.Equal(ranges, want) {
+		if want := []string{"", "", "bytes=400000-1001983"}; !slices.Equal(ranges, want) {
 			t.Errorf("ranges %q, want %q", ranges, want)
 		}
 		file, err := os.ReadFile(filepath.Join(s.layerFS(got.Layers[0]), "f"))
@@ -727,8 +728,7 @@ func TestImplicitDirectoriesKeepTheirLook(t *testing.T) {
 			`"" mode=40711 owner=0:0`, `"tmp" mode=41777 owner=0:0`, `"home" mode=40750 owner=12:0`, `"home/u" mode=40700 owner=1000:0`,
 			`"new" mode=40755 owner=0:0`, `"old" mode=40755 owner=0:0`, `"old/x" mode=40755 owner=0:0`, `"old/x/f"`, `"tmp/f"`,
 		} {
-			want = strings.Replace(want, `"`, `"/`, 1)
-			if !strings.Contains(lines, want) && !strings.Contains(lines, strings.Replace(want, `"/`, `"`, 1)) {
+			if !strings.Contains(lines, want) {
 				t.Errorf("read-only %v: %s is missing from\n%s", readOnly, want, lines)
 			}
 		}
