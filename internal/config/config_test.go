@@ -187,17 +187,6 @@ func FuzzParseSize(f *testing.F) {
 	})
 }
 
-func FuzzDecode(f *testing.F) {
-	f.Add(Example())
-	f.Add("[web]\nwebAdr = 1")
-	f.Fuzz(func(t *testing.T, text string) {
-		c := Default()
-		if c.decode(text) == nil {
-			_ = c.check()
-		}
-	})
-}
-
 func TestSecret(t *testing.T) {
 	dir := t.TempDir()
 	const n = 32
