@@ -30,6 +30,7 @@ export class Flow {
   private inTerminal = 0;
   private ackScheduled = false;
   private readonly queue: Uint8Array[] = [];
+  private queued = 0;
 
   constructor(private readonly sink: Sink) {}
 
@@ -40,7 +41,7 @@ export class Flow {
 
   /** Bytes that arrived and are not parsed yet. */
   get pending(): number {
-    return this.inTerminal + this.queue.reduce((sum, part) => sum + part.byteLength, 0);
+    return this.inTerminal + this.queued;
   }
 
   /**
@@ -75,6 +76,7 @@ export class Flow {
     const fresh = offset < received ? data.subarray(received - offset) : data;
     this.received = end;
     this.queue.push(fresh);
+    this.queued += fresh.byteLength;
     this.pump();
     return gap;
   }
@@ -99,6 +101,7 @@ export class Flow {
       const part = next.byteLength > room ? next.subarray(0, room) : next;
       if (part === next) this.queue.shift();
       else this.queue[0] = next.subarray(room);
+      this.queued -= part.byteLength;
       this.inTerminal += part.byteLength;
       this.sink.write(part, () => this.parsed(part.byteLength));
     }

@@ -63,7 +63,7 @@ export function decode(bytes: Uint8Array): ServerFrame {
     case Op.Output: {
       expect(n >= 9, 'output', n);
       const offset = u64(view, 1);
-      if (offset + n - 9 > Number.MAX_SAFE_INTEGER) throw new FrameError('output runs beyond 2^53');
+      if (n - 9 > Number.MAX_SAFE_INTEGER - offset) throw new FrameError('output runs beyond 2^53');
       return { op: 'output', offset, data: bytes.subarray(9) };
     }
     case Op.Stderr:
