@@ -316,10 +316,13 @@ func (f *Fleet) Delete(ctx context.Context, id string, force, anyway bool) (stor
 	if changed {
 		f.Changed(e.UserID, e.ID)
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), etcdIn)
-	defer cancel()
-	if err := f.settle(ctx, e); err != nil {
-		f.Log.Warn("finish deleting later", "environment", id, "error", err)
+	ctx = context.WithoutCancel(ctx)
+	if f.Healthy() { // else the outbox loop does it when etcd is back
+		asking, cancel := context.WithTimeout(ctx, etcdIn)
+		if err := f.settle(asking, e); err != nil {
+			f.Log.Warn("finish deleting later", "environment", id, "error", err)
+		}
+		cancel()
 	}
 	if e, err = f.Store.Environment(ctx, id); err != nil {
 		return e, err
