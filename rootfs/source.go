@@ -93,6 +93,10 @@ func (s source) name() string {
 		n := s.ref.Name()
 		if rest, ok := strings.CutPrefix(n, name.DefaultRegistry+"/"); ok {
 			n = strings.TrimPrefix(rest, "library/")
+			// A short name that means something else here keeps its registry.
+			if short, err := parseSource(n); err != nil || short.kind != kindRegistry {
+				n = "docker.io/" + rest
+			}
 		}
 		return n
 	case kindBuild:
