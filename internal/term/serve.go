@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 )
 
 // Target is the session as Serve sees it. Its errors end nothing: a session that is over takes no input, and its
@@ -25,8 +26,62 @@ type ServeOptions struct {
 	Exit func(ctx context.Context) (code int32, reason string, err error)
 }
 
-// inputFrames bounds what is read from a client before the session takes it: 32 frames of at most 64 KiB.
-const inputFrames = 32
+// inputLimit bounds what is read from a client before the session takes it, in bytes.
+const inputLimit = 1 << 20
+
+// inbox is the queue between a client and a session that may be slow to read: input, eof and ping, in order.
+// Neighbouring input becomes one frame, so that a limit in bytes is one of memory, too.
+type inbox struct {
+	mu     sync.Mutex
+	frames []Frame
+	bytes  int
+	came   chan struct{} // capacity 1: there is something
+	went   chan struct{} // capacity 1: there is room
+}
+
+func (b *inbox) put(ctx context.Context, f Frame) error {
+	for {
+		b.mu.Lock()
+		if b.bytes < inputLimit {
+			// Each frame counts for one byte at least: empty ones are no way around the limit.
+			b.bytes += len(f.Data) + 1
+			if last := len(b.frames) - 1; last >= 0 && f.Op == OpInput && b.frames[last].Op == OpInput && len(b.frames[last].Data) < 32<<10 {
+				b.frames[last].Data = append(b.frames[last].Data, f.Data...)
+			} else {
+				f.Data = append([]byte(nil), f.Data...)
+				b.frames = append(b.frames, f)
+			}
+			b.mu.Unlock()
+			wake(b.came)
+			return nil
+		}
+		b.mu.Unlock()
+		select {
+		case <-b.went:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// take returns all there is, or waits for more. It is for one goroutine.
+func (b *inbox) take(ctx context.Context) ([]Frame, error) {
+	for {
+		b.mu.Lock()
+		frames := b.frames
+		b.frames, b.bytes = nil, 0
+		b.mu.Unlock()
+		wake(b.went)
+		if len(frames) > 0 {
+			return frames, nil
+		}
+		select {
+		case <-b.came:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
 
 // Serve runs one attachment at the session's side: a hello, output as the cursor's window lets it, the client's
 // frames to the target. It returns nil after the exit frame, and otherwise what broke; it closes the cursor, and
@@ -40,13 +95,9 @@ func Serve(ctx context.Context, r FrameReader, w FrameWriter, c *Cursor, t Targe
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 
-	queue := make(chan Frame, inputFrames)
-	go func() { cancel(readClient(ctx, r, c, t, queue, o)) }()
-	go func() {
-		if err := feed(ctx, w, t, queue); err != nil {
-			cancel(err)
-		}
-	}()
+	in := &inbox{came: make(chan struct{}, 1), went: make(chan struct{}, 1)}
+	go func() { cancel(readClient(ctx, r, c, t, in, o)) }()
+	go func() { cancel(feed(ctx, w, t, in)) }()
 	err := sendOutput(ctx, c, w, o)
 	if err != nil && context.Cause(ctx) != nil {
 		return context.Cause(ctx)
@@ -101,7 +152,7 @@ func sendOutput(ctx context.Context, c *Cursor, w FrameWriter, o ServeOptions) e
 }
 
 // readClient takes frames until the transport ends. What must not wait (acks, signals, sizes) is done here.
-func readClient(ctx context.Context, r FrameReader, c *Cursor, t Target, queue chan<- Frame, o ServeOptions) error {
+func readClient(ctx context.Context, r FrameReader, c *Cursor, t Target, in *inbox, o ServeOptions) error {
 	for {
 		f, err := r.ReadFrame()
 		if err != nil {
@@ -125,32 +176,29 @@ func readClient(ctx context.Context, r FrameReader, c *Cursor, t Target, queue c
 			_ = t.Signal(f.Signal)
 			continue
 		}
-		f.Data = append([]byte(nil), f.Data...)
-		select {
-		case queue <- f:
-		case <-ctx.Done():
-			return ctx.Err()
+		if err := in.put(ctx, f); err != nil {
+			return err
 		}
 	}
 }
 
 // feed hands input to the session in order.
-func feed(ctx context.Context, w FrameWriter, t Target, queue <-chan Frame) error {
+func feed(ctx context.Context, w FrameWriter, t Target, in *inbox) error {
 	for {
-		var f Frame
-		select {
-		case f = <-queue:
-		case <-ctx.Done():
-			return nil
+		frames, err := in.take(ctx)
+		if err != nil {
+			return err
 		}
-		switch f.Op {
-		case OpInput:
-			_ = t.Input(ctx, f.Data)
-		case OpEOF:
-			_ = t.EOF(ctx)
-		case OpPing:
-			if err := w.WriteFrame(Frame{Op: OpPong}); err != nil {
-				return err
+		for _, f := range frames {
+			switch f.Op {
+			case OpInput:
+				_ = t.Input(ctx, f.Data)
+			case OpEOF:
+				_ = t.EOF(ctx)
+			case OpPing:
+				if err := w.WriteFrame(Frame{Op: OpPong}); err != nil {
+					return err
+				}
 			}
 		}
 	}

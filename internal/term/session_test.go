@@ -246,6 +246,55 @@ func TestSilentClientBoundsOutput(t *testing.T) {
 	s.ring.Close()
 }
 
+// Any number of keystrokes that the session does not read must not dam up the acks behind them.
+func TestKeystrokesDoNotBlockAcks(t *testing.T) {
+	ctx := ctxOf(t)
+	s := newSession(NewRing(RingSize))
+	s.ring.patience = time.Hour
+	deaf := &deafSession{session: s, listen: make(chan struct{})}
+	a, b := net.Pipe()
+	served := make(chan error, 1)
+	go func() {
+		served <- Serve(ctx, NewReader(b), NewWriter(b), s.ring.Cursor(FromStart), deaf, ServeOptions{Exit: s.status})
+		b.Close()
+	}()
+	var got counter
+	c := NewClient(&got, nil)
+	const total, keys = 4 << 20, 5000
+	go func() {
+		for range keys {
+			_, err := c.Write([]byte("k"))
+			must(t, err)
+		}
+		for off := uint64(0); off < total; off += 4096 { // needs acks to get on
+			must(t, s.ring.WriteHeld(ctx, streamBytes(off, 4096)))
+		}
+		close(deaf.listen)
+		must(t, c.EOF())
+	}()
+	exit, err := c.Run(NewReader(a), NewWriter(a))
+	must(t, err)
+	must(t, <-served)
+	if got.n != total || got.bad || exit.Code != 3 || s.input.Len() != keys {
+		t.Fatal(got, exit, s.input.Len())
+	}
+}
+
+// deafSession reads no input until it listens.
+type deafSession struct {
+	*session
+	listen chan struct{}
+}
+
+func (d *deafSession) Input(ctx context.Context, p []byte) error {
+	select {
+	case <-d.listen:
+		return d.session.Input(ctx, p)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 func TestBadClients(t *testing.T) {
 	for what, raw := range map[string]string{
 		"server's frame": "\x00\x00\x00\x01\x16",

@@ -83,7 +83,9 @@ func (h *Hub) accept(ctx context.Context) {
 				<-door
 				return
 			}
+			stop := context.AfterFunc(ctx, func() { raw.Close() })
 			conn, node, err := acceptNode(ctx, raw, h.token, h.id)
+			stop()
 			<-door
 			if err != nil {
 				h.o.Log.Warn("tunnel refused", "from", raw.RemoteAddr().String(), "error", err)
