@@ -481,10 +481,12 @@ func tool(program, pkg, needs string) check {
 func gcCommand() command {
 	return command{name: "gc", short: "clear what no live environment owns",
 		long: `Environments whose makers were killed, and processes, cgroups, disks, addresses and user ids that nobody owns. Live
-environments are never touched; nor are images.`,
-		example: "nodeagent gc",
+environments are never touched, unless --all gives the machine back: then they end too, and the node's bridge and
+firewall table go. Images stay in any case.`,
+		example: "nodeagent gc\n  nodeagent gc --all",
 		define: func(f *pflag.FlagSet) func(context.Context, *app, []string) error {
 			asJSON := f.Bool("json", false, "print JSON")
+			all := f.Bool("all", false, "end every environment and take the node's network away")
 			return func(ctx context.Context, a *app, args []string) error {
 				if err := noArgs(args); err != nil {
 					return err
@@ -492,6 +494,11 @@ environments are never touched; nor are images.`,
 				n, err := a.node()
 				if err != nil {
 					return err
+				}
+				if *all {
+					if err := n.Destroy(ctx); err != nil {
+						return err
+					}
 				}
 				s, err := n.Sweep(ctx)
 				if *asJSON {
