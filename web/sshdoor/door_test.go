@@ -325,7 +325,9 @@ func TestKeyLogin(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	d.mu.Lock()
 	d.keys[strings.Join(strings.Fields(string(pub))[:2], " ")] = "alice"
+	d.mu.Unlock()
 	ssh := func(who string, files ...string) result {
 		args := append(d.options(), "-p", d.port, "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes")
 		for _, f := range files {

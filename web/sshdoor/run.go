@@ -98,22 +98,22 @@ var errCancelled = errors.New("cancelled")
 
 // reach returns the machine that the login names, makes it when it names an image, and waits until it runs. All channels of
 // a connection share it, so that `ssh -M`, scp and sftp beside a shell meet the same machine.
-func (v *visit) reach(c *channel, w words) (*target, error) {
+func (v *visit) reach(c *channel, w words) (target, error) {
 	v.reaching.Lock()
 	defer v.reaching.Unlock()
 	if v.target == nil {
 		t, err := v.find(c.ctx)
 		if err != nil {
-			return nil, err
+			return target{}, err
 		}
 		v.target = t
 	}
 	env, err := v.await(c, w, v.target.env)
 	if err != nil {
-		return nil, err
+		return target{}, err
 	}
 	v.target.env = env
-	return v.target, nil
+	return *v.target, nil
 }
 
 // find says what the login's target is: an environment's id, an image, or an environment's name, in this order.

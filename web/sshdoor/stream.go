@@ -60,6 +60,7 @@ type stream struct {
 	fresh   bool   // output from before the attachment is wanted, from the ring's start
 	pending []byte // input taken from the channel and not yet sent
 	eof     bool   // the channel's input has ended
+	mute    bool   // the session has ended: it takes no more input
 
 	mu      sync.Mutex
 	sent    int64         // input bytes sent over this websocket
@@ -82,7 +83,14 @@ func attach(ctx context.Context, p *person, env, session string, c ends) (exit, 
 		if ctx.Err() != nil {
 			return exit{}, ctx.Err()
 		}
-		if errors.Is(err, errInputLost) || !retryable(err) {
+		if errors.Is(err, errInputLost) {
+			// Input arrives in order or not at all, so a command that has ended by itself has ended rightly, and only
+			// the rest of its output is missing. One that still runs would wait for bytes that are gone.
+			if !s.hasExited(ctx) {
+				return exit{}, err
+			}
+			s.pending, s.mute = nil, true
+		} else if !retryable(err) {
 			return exit{}, err
 		}
 		if progressed || lost.IsZero() {
@@ -107,6 +115,26 @@ func retryable(err error) bool {
 		return ce.Code != 4401 && ce.Code != 4404 && ce.Code != websocket.ClosePolicyViolation
 	}
 	return transient(err)
+}
+
+// hasExited asks whether the session has ended, for as long as the gateway may take to come back.
+func (s *stream) hasExited(ctx context.Context) bool {
+	for began, wait := time.Now(), 50*time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
+		list, err := s.p.sessions(ctx, s.env)
+		for _, other := range list {
+			if other.ID == s.session {
+				return other.Exited
+			}
+		}
+		if err == nil || !transient(err) || time.Since(began) > reconnectFor {
+			return false
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(wait):
+		}
+	}
 }
 
 // once runs one websocket. done is set when the session has ended; progressed when it was attached at all.
@@ -224,9 +252,9 @@ func (s *stream) poke() {
 	}
 }
 
-// write sends acks, input, sizes and signals until ctx ends or the websocket breaks, and then closes it.
+// write sends acks, input, sizes and signals until ctx ends or the websocket breaks. It leaves closing to the reader,
+// for which the last output and the exit may still be on their way.
 func (s *stream) write(ctx context.Context, ws *websocket.Conn, hello <-chan struct{}) {
-	defer ws.Close()
 	var buf []byte
 	send := func(f term.Frame) bool {
 		buf = f.Append(buf[:0])
@@ -277,14 +305,16 @@ func (s *stream) write(ctx context.Context, ws *websocket.Conn, hello <-chan str
 			s.pending = s.pending[n:]
 			continue
 		}
-		if s.eof && len(s.pending) == 0 && !eofSent {
+		// On a terminal the end of input means nothing, as with sshd: a client that is cut off sends one, too, and
+		// the shell must still be there when its person comes back.
+		if s.eof && len(s.pending) == 0 && !eofSent && !s.mute && !s.c.tty() {
 			if !send(term.Frame{Op: term.OpEOF}) {
 				return
 			}
 			eofSent = true
 		}
 		var blocks <-chan []byte
-		if room && !s.eof && len(s.pending) == 0 {
+		if room && !s.eof && !s.mute && len(s.pending) == 0 {
 			blocks = s.c.in.blocks
 		}
 		select {

@@ -36,6 +36,8 @@ export class Connection {
   private readonly socket: ResilientSocket;
   private readonly flow: Flow;
   private readonly input: InputWindow;
+  /** The size the server knows. */
+  private told = { cols: 0, rows: 0 };
   private was = false;
   private over = false;
   private ackTimer: ReturnType<typeof setTimeout> | undefined;
@@ -54,7 +56,7 @@ export class Connection {
       protocol: SUBPROTOCOL,
       url: async () => {
         await o.ensureFresh();
-        const { cols, rows } = o.size();
+        const { cols, rows } = (this.told = o.size());
         const query = new URLSearchParams({ cols: String(cols), rows: String(rows) });
         if (this.flow.resumeAt !== undefined) query.set('offset', String(this.flow.resumeAt));
         return `${location.origin.replace(/^http/, 'ws')}/api/v1/environments/${encodeURIComponent(o.env)}/sessions/${encodeURIComponent(o.session)}/attach?${query}`;
@@ -88,7 +90,8 @@ export class Connection {
   }
 
   resize(cols: number, rows: number): void {
-    this.socket.send(resizeFrame(cols, rows));
+    // Before the hello nobody would hear it; the hello makes up for it.
+    if (this.socket.open && this.socket.send(resizeFrame(cols, rows))) this.told = { cols, rows };
   }
 
   private end(state: TermState): void {
@@ -110,14 +113,13 @@ export class Connection {
     }
     switch (frame.op) {
       case 'hello': {
-        const first = !this.was;
         this.was = true;
         if (this.flow.begin(frame.offset) > 0) this.o.gap();
         this.socket.greeted();
         if (!frame.readOnly) this.input.connect();
-        if (first) break;
+        // It may have changed while we were on our way.
         const { cols, rows } = this.o.size();
-        this.resize(cols, rows); // it may have changed while we were away
+        if (cols !== this.told.cols || rows !== this.told.rows) this.resize(cols, rows);
         break;
       }
       case 'output':
