@@ -358,6 +358,9 @@ func (f *Fleet) settle(ctx context.Context, e store.Environment) error {
 	if e.State != queue.StateStopping && e.State != queue.StateDeleted {
 		return nil
 	}
+	if e.DeleteAskedAt == 0 {
+		return nil // its node ends it by itself, and says why
+	}
 	if e.DeleteJobAt == 0 || f.now().Sub(e.DeleteJobAt.Std()) > againAfter {
 		if err := f.askDelete(ctx, e, e.Node); err != nil {
 			return err
