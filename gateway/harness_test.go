@@ -495,7 +495,7 @@ type fakeNode struct {
 	creates map[string]int // environment → create jobs taken
 	deletes map[string]int
 	fail    string // reason to fail creates with
-	hold    bool   // leave claimed creates in pulling
+	hold    bool   // finish nothing
 	ops     []tunnel.Request
 	streams int // open stats streams
 }
@@ -566,6 +566,9 @@ func (n *fakeNode) serve(ctx context.Context, c *queue.Claim) {
 	n.mu.Unlock()
 	if c.Job.Kind == queue.KindDelete {
 		_ = c.Status(ctx, queue.EnvStatus{State: queue.StateStopping})
+		if hold {
+			return
+		}
 		_ = c.Finish(ctx, queue.EnvStatus{State: queue.StateDeleted, Reason: c.Job.Reason})
 		return
 	}

@@ -241,7 +241,7 @@ func TestRateLimitsSeeTheRealAddress(t *testing.T) {
 	found := false
 	from("10.0.2.1", w.door)
 	for _, e := range w.adminFrom(c.header).get("/api/v1/audit?limit=500").want(200).list() {
-		found = found || (e["action"] == "login_failed" && e["address"] == "10.0.0.9")
+		found = found || (e["action"] == "login_failed" && e["remoteAddr"] == "10.0.0.9")
 	}
 	if !found {
 		t.Error("the audit log does not have the real address")

@@ -305,14 +305,14 @@ func (a *API) listAudit(c *gin.Context) error {
 		return fmt.Errorf("list the audit log: %w", err)
 	}
 	type view struct {
-		ID       int64     `json:"id"`
-		At       time.Time `json:"at"`
-		UserID   int64     `json:"userId"`
-		Username string    `json:"username"`
-		Action   string    `json:"action"`
-		Target   string    `json:"target"`
-		Detail   string    `json:"detail"`
-		Address  string    `json:"address"`
+		ID         int64     `json:"id"`
+		At         time.Time `json:"at"`
+		UserID     int64     `json:"userId"`
+		Username   string    `json:"username"`
+		Action     string    `json:"action"`
+		Target     string    `json:"target"`
+		Detail     string    `json:"detail"`
+		RemoteAddr string    `json:"remoteAddr"`
 	}
 	views := make([]view, len(entries))
 	for i, e := range entries {

@@ -552,7 +552,7 @@ func (a *API) doorKey(c *gin.Context) error {
 		return problem.Field("username", "must have 1 to 256 characters")
 	}
 	byAddress := auth.AddressKey(cleanAddress(in.RemoteAddr))
-	if err := a.limit(a.doorKeys, byAddress); err != nil {
+	if err := a.limit(a.doorKeys, byAddress); err != nil { // successes count too: a public key is no secret
 		return err
 	}
 	refused := unauthenticated("wrong_credentials", "No account of that name has that key.", "Add the key in the panel, or log in with the password.")
@@ -567,7 +567,6 @@ func (a *API) doorKey(c *gin.Context) error {
 	if err != nil {
 		return fmt.Errorf("look for the key: %w", err)
 	}
-	a.doorKeys.Refund(byAddress, a.now())
 	if u.Disabled {
 		return refused
 	}
