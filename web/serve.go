@@ -98,7 +98,7 @@ func (s *Server) Close() {
 // PanelURL is where a browser on this machine finds the panel.
 func (s *Server) PanelURL() string {
 	scheme := "http"
-	if s.http.TLSConfig != nil {
+	if s.cfg.TLSCert != "" { // http.Server makes itself a TLSConfig in any case
 		scheme = "https"
 	}
 	return scheme + "://" + reachable(s.panel.Addr())
@@ -138,7 +138,7 @@ func (s *Server) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		var err error
-		if s.http.TLSConfig != nil {
+		if s.cfg.TLSCert != "" {
 			err = s.http.ServeTLS(s.panel, "", "")
 		} else {
 			err = s.http.Serve(s.panel)

@@ -145,6 +145,18 @@ func (u *upper) run(ctx context.Context) (err error) {
 
 	u.say("Learnos %s", nodeagent.Version())
 	u.say("  data   %s", dir)
+	// Addresses first: one that is taken must be known before anything is made.
+	api, err := net.Listen("tcp", u.cfg.Gateway.Addr)
+	if err != nil {
+		return fmt.Errorf("listen for the API (gateway.addr): %w", err)
+	}
+	defer api.Close()
+	u.cfg.Web.GatewayURL = "http://" + dialable(api.Addr())
+	front, err := web.Open(u.cfg, nodeagent.Version())
+	if err != nil {
+		return err
+	}
+	defer front.Close()
 	unwell := make(chan []check, 1)
 	go func() { unwell <- checks(ctx) }()
 
@@ -186,13 +198,12 @@ func (u *upper) run(ctx context.Context) (err error) {
 	password := gateway.AdminPasswordFile(u.cfg)
 	_, statErr := os.Stat(password)
 	first := errors.Is(statErr, os.ErrNotExist)
-	gw, err := gateway.New(ctx, u.cfg, gateway.Deps{Version: nodeagent.Version()})
+	gw, err := gateway.New(ctx, u.cfg, gateway.Deps{Listener: api, Version: nodeagent.Version()})
 	if err != nil {
 		return fmt.Errorf("the gateway cannot start: %w", err)
 	}
 	parts = append(parts, start("the gateway", broken, gw.Run))
-	u.say("  api    http://%s", gw.Addr())
-	u.cfg.Web.GatewayURL = "http://" + dialable(gw.Addr())
+	u.say("  api    %s", u.cfg.Web.GatewayURL)
 
 	images, err := rootfs.Open(u.cfg.Node.Root)
 	if err != nil {
@@ -205,11 +216,6 @@ func (u *upper) run(ctx context.Context) (err error) {
 		u.say("  image  busybox, %d ms", time.Since(began).Milliseconds())
 	}
 	parts = append(parts, start("the node", broken, func(ctx context.Context) error { return nodeagent.Serve(ctx, u.cfg) }))
-
-	front, err := web.Open(u.cfg, nodeagent.Version())
-	if err != nil {
-		return fmt.Errorf("the panel and the SSH door cannot start: %w", err)
-	}
 	parts = append(parts, start("the panel or the SSH door", broken, front.Run))
 
 	p, err := u.ready(ctx, broken)

@@ -11,6 +11,14 @@ interface Watcher {
   acked: number;
 }
 
+function hello(offset: number, lost: boolean): Buffer {
+  const frame = Buffer.alloc(10);
+  frame[0] = 0x14;
+  frame.writeBigUInt64BE(BigInt(offset), 1);
+  frame[9] = Number(lost);
+  return frame;
+}
+
 const bold = (s: string) => `\x1b[1m${s}\x1b[0m`;
 
 export class Shell {
@@ -37,11 +45,7 @@ export class Shell {
   attach(socket: WebSocket, offset: number | undefined): void {
     const start = this.end - this.ring.length;
     const from = offset === undefined ? start : Math.min(this.end, Math.max(start, offset));
-    const hello = Buffer.alloc(10);
-    hello[0] = 0x14;
-    hello.writeBigUInt64BE(BigInt(from), 1);
-    hello[9] = offset === undefined ? Number(start > 0) : Number(from > offset);
-    socket.send(hello);
+    socket.send(hello(from, offset === undefined ? start > 0 : from > offset));
     const watcher: Watcher = { socket, sent: from, acked: from };
     this.watchers.add(watcher);
     socket.on('close', () => this.watchers.delete(watcher));
@@ -95,7 +99,11 @@ export class Shell {
 
   private feed(watcher: Watcher): void {
     const start = this.end - this.ring.length;
-    watcher.sent = Math.max(watcher.sent, start);
+    if (watcher.sent < start) {
+      // The ring ran past it: say where output goes on, and count the window from there.
+      watcher.sent = watcher.acked = start;
+      watcher.socket.send(hello(start, true));
+    }
     while (watcher.sent < this.end && watcher.sent < watcher.acked + WINDOW) {
       const n = Math.min(32 * 1024, this.end - watcher.sent, watcher.acked + WINDOW - watcher.sent);
       const frame = Buffer.alloc(9 + n);
@@ -124,8 +132,11 @@ export class Shell {
       this.print('\r\n');
       const line = this.line.trim();
       this.line = '';
-      this.run(line);
-      if (!this.exited) this.prompt();
+      if (line.startsWith('seq')) this.run(line); // prompts by itself when done
+      else {
+        this.run(line);
+        if (!this.exited) this.prompt();
+      }
     } else if (char === '\x7f') {
       if (this.line) {
         this.line = this.line.slice(0, -1);
@@ -143,6 +154,20 @@ export class Shell {
     }
   }
 
+  /** Prints as a program behind a PTY does: as fast as the slowest watcher acknowledges. */
+  private count(from: number, to: number): void {
+    if ([...this.watchers].every((watcher) => this.end - watcher.acked < WINDOW / 2)) {
+      let out = '';
+      for (; from <= to && out.length < 16_384; from++) out += `${from}\r\n`;
+      this.print(out);
+    }
+    if (from <= to) {
+      setTimeout(() => this.count(from, to), 1);
+      return;
+    }
+    this.prompt();
+  }
+
   private run(line: string): void {
     const [command = '', ...args] = line.split(/\s+/);
     switch (command) {
@@ -150,11 +175,8 @@ export class Shell {
         return;
       case 'ls':
         return this.print(['bin', 'dev', 'etc', 'home', 'proc', 'root', 'sys', 'tmp', 'usr', 'var'].map((d) => `\x1b[1;34m${d}\x1b[0m`).join('  ') + '\r\n');
-      case 'seq': {
-        let out = '';
-        for (let i = 1; i <= Number(args[0] ?? 10); i++) out += `${i}\r\n`;
-        return this.print(out);
-      }
+      case 'seq':
+        return this.count(1, Number(args[0] ?? 10));
       case 'echo':
         return this.print(`${args.join(' ')}\r\n`);
       case 'uname':
