@@ -74,6 +74,9 @@ type PullOptions struct {
 	// AbsoluteNames accepts layers whose entries have names beginning with "/" and takes those as relative to
 	// the image's root, as some builders write them. Without it such layers are refused.
 	AbsoluteNames bool
+	// MaxBytes and MaxEntries bound what one layer may unpack to: the sum of its file sizes, and its files and
+	// directories. 0 means 64 GiB and two million.
+	MaxBytes, MaxEntries int64
 	// Progress, if set, receives reports.
 	Progress func(Progress)
 }

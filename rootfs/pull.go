@@ -83,7 +83,7 @@ func (s *Store) pull(ctx context.Context, ref string, o PullOptions) (*Image, er
 	if err := checkName(name); err != nil {
 		return nil, err
 	}
-	key := fmt.Sprintf("pull %s insecure=%v absolute=%v", src.name(), o.Insecure, o.AbsoluteNames)
+	key := fmt.Sprintf("pull %s insecure=%v absolute=%v max=%d,%d", src.name(), o.Insecure, o.AbsoluteNames, o.MaxBytes, o.MaxEntries)
 	return s.obtain(ctx, key, name, ref, o.Progress, func(ctx context.Context, report func(Progress)) (*content, error) {
 		return s.fetch(ctx, src, o, report)
 	})
@@ -196,7 +196,7 @@ func (s *Store) layers(ctx context.Context, org origin, refs []layerRef, o PullO
 		ref := refs[i]
 		g.Go(func() (err error) {
 			infos[i], locks[i], err = s.holdLayer(gctx, ref.diffID, func(ctx context.Context, dir string) (*layerInfo, error) {
-				return s.unpackBlob(ctx, dir, org, ref, layertar.Options{AbsoluteNames: o.AbsoluteNames}, report)
+				return s.unpackBlob(ctx, dir, org, ref, layertar.Options{MaxBytes: o.MaxBytes, MaxEntries: o.MaxEntries, AbsoluteNames: o.AbsoluteNames}, report)
 			})
 			if err != nil {
 				return fmt.Errorf("layer %s: %w", ref, err)

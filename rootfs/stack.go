@@ -43,10 +43,89 @@ func (s *Store) stack(ctx context.Context, c *content, infos []*layerInfo) error
 		return s.push(ctx, c, emptyTar())
 	}
 	fix, err := s.fixDirs(ctx, c.layers)
-	if err != nil || fix == nil {
+	if err == nil && fix != nil {
+		err = s.push(ctx, c, fix)
+	}
+	if err != nil {
 		return err
 	}
-	return s.push(ctx, c, fix)
+	return s.underlay(ctx, c)
+}
+
+// underlay puts layers of empty directories below those that need it: overlayfs lists the whiteouts of a directory that only one layer has, as names without a file. With a second one underneath it
+// knows that it has to look.
+func (s *Store) underlay(ctx context.Context, c *content) error {
+	var roots []int
+	defer func() {
+		for _, fd := range roots {
+			unix.Close(fd)
+		}
+	}()
+	open := func(digest string) error {
+		fd, err := unix.Open(s.layerFS(digest), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return &os.PathError{Op: "open", Path: s.layerFS(digest), Err: err}
+		}
+		roots = append(roots, fd)
+		return nil
+	}
+	layers := c.layers
+	c.layers = nil
+	for i, d := range layers {
+		info, err := s.haveLayer(d)
+		if err != nil {
+			return err
+		}
+		if info == nil {
+			return fmt.Errorf("layer %s vanished", d)
+		}
+		need := map[string]bool{}
+		for _, name := range info.Whiteouts {
+			if dirBelow(roots, name) {
+				continue
+			}
+			for p := name; p != "."; p = path.Dir(p) {
+				need[p] = true
+			}
+		}
+		if len(need) > 0 {
+			if err := s.push(ctx, c, dirsTar(sortedKeys(need), i)); err != nil {
+				return err
+			}
+			if err := open(c.layers[len(c.layers)-1]); err != nil {
+				return err
+			}
+		}
+		if err := open(d); err != nil {
+			return err
+		}
+		c.layers = append(c.layers, d)
+	}
+	return nil
+}
+
+// dirBelow says whether a directory on top of the given layers would be merged with one of theirs.
+func dirBelow(roots []int, name string) bool {
+	for i := len(roots) - 1; i >= 0; i-- {
+		found, last := lookDir(roots[i], name)
+		if found || last {
+			return found
+		}
+	}
+	return false
+}
+
+// dirsTar is a layer of directories. Its place in the stack makes it unlike that of another place, for overlayfs
+// takes a layer only once.
+func dirsTar(names []string, place int) []byte {
+	var buf bytes.Buffer
+	tw := tar.NewWriter(&buf)
+	for _, name := range names {
+		// Neither can fail: the names came from a tar, and the buffer takes all.
+		tw.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: name + "/", Mode: 0o755, Format: tar.FormatPAX, ModTime: time.Unix(int64(place), 0)})
+	}
+	tw.Close()
+	return buf.Bytes()
 }
 
 // push adds a layer on top.

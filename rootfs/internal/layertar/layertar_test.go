@@ -105,6 +105,8 @@ func TestWhiteouts(t *testing.T) {
 		"directory twice":          {build(t, dir("b"), file("b/f", ""), dir("b")), "b/ b/f"},
 		"opaque first":             {build(t, dir("b"), file("b/.wh..wh..opq", ""), file("b/f", "")), "b/! b/f"},
 		"opaque last":              {build(t, file("b/f", ""), file("b/.wh..wh..opq", "")), "b/! b/f"},
+		"idle below opaque":        {build(t, file("b/c/.wh.x", ""), file("b/.wh.y", ""), file("b/.wh..wh..opq", ""), file("z/.wh.x", "")), "b/! b/c/ z/ z/x%"},
+		"idle below opaque root":   {build(t, file("b/.wh.x", ""), file(".wh..wh..opq", ""), file("f", "")), "b/ f"},
 		"whiteout twice":           {build(t, file(".wh.b", ""), file(".wh.b", "")), "b%"},
 		"bookkeeping of aufs":      {build(t, file(".wh..wh.aufs", ""), dir(".wh..wh.plnk/"), file(".wh..wh.plnk/1.2", "")), ""},
 		"as another type":          {build(t, dir(".wh.b"), soft(".wh.c", "/etc")), "b% c%"},

@@ -61,6 +61,9 @@ type Result struct {
 	// Implicit lists directories that had to be made for their contents without an entry of their own, sorted;
 	// "." is the root. Their attributes are a guess until the layers below are known.
 	Implicit []string `json:"implicit,omitempty"`
+	// Whiteouts lists the directories that hold whiteouts, sorted. Overlayfs hides these from a listing only where
+	// a layer below has the directory, too.
+	Whiteouts []string `json:"whiteouts,omitempty"`
 	// OpaqueRoot says that the layer hides everything below it.
 	OpaqueRoot bool `json:"opaqueRoot,omitempty"`
 	// Devices counts block and character devices that were left out.
@@ -88,6 +91,7 @@ type unpacker struct {
 	dirs     map[string]int // open directories by clean path
 	stale    bool           // something on the way to a cached directory may have been replaced
 	implicit map[string]struct{}
+	hiding   map[string]struct{}  // directories with whiteouts
 	times    map[string]time.Time // of directories: set last, for making files changes them
 	buf      []byte
 }
@@ -97,7 +101,7 @@ type unpacker struct {
 func Unpack(ctx context.Context, root *os.File, r io.Reader, o Options) (Result, error) {
 	u := &unpacker{
 		ctx: ctx, root: int(root.Fd()), o: o.withDefaults(),
-		dirs: map[string]int{}, implicit: map[string]struct{}{}, times: map[string]time.Time{},
+		dirs: map[string]int{}, implicit: map[string]struct{}{}, hiding: map[string]struct{}{}, times: map[string]time.Time{},
 		buf: make([]byte, copyBuffer),
 	}
 	defer u.closeDirs()
@@ -602,6 +606,9 @@ func (u *unpacker) whiteout(name, dir, base string) error {
 	u.res.Entries++
 	err = unix.Mknodat(parent, hidden, unix.S_IFCHR, int(unix.Mkdev(0, 0)))
 	if err == nil {
+		if dir != "." {
+			u.hiding[dir] = struct{}{}
+		}
 		return nil
 	}
 	if !errors.Is(err, unix.EEXIST) {
@@ -664,6 +671,9 @@ func setTime(parent int, base, name string, t time.Time) error {
 }
 
 func (u *unpacker) finish() (Result, error) {
+	if err := u.finishWhiteouts(); err != nil {
+		return Result{}, err
+	}
 	names := make([]string, 0, len(u.times))
 	for name := range u.times {
 		names = append(names, name)
@@ -697,6 +707,70 @@ func (u *unpacker) finish() (Result, error) {
 	}
 	sort.Strings(u.res.Implicit)
 	return u.res, nil
+}
+
+// finishWhiteouts removes the whiteouts that lie in or below opaque directories, where there is nothing left to
+// hide and overlayfs would list them, and notes where the others are.
+func (u *unpacker) finishWhiteouts() error {
+	for dir := range u.hiding {
+		if err := u.ctx.Err(); err != nil {
+			return err
+		}
+		if len(u.dirs) > maxOpen {
+			u.closeDirs()
+		}
+		fd, err := u.linkParent(dir)
+		if err != nil {
+			continue // a later entry put something else in its place
+		}
+		if !u.res.OpaqueRoot && !u.opaqueAt(dir) {
+			u.res.Whiteouts = append(u.res.Whiteouts, dir)
+			continue
+		}
+		if err := dropWhiteouts(fd); err != nil {
+			return fmt.Errorf("drop whiteouts in %q: %w", dir, err)
+		}
+	}
+	sort.Strings(u.res.Whiteouts)
+	return nil
+}
+
+func (u *unpacker) opaqueAt(dir string) bool {
+	for ; dir != "."; dir, _ = split(dir) {
+		fd, err := u.linkParent(dir)
+		if err != nil {
+			return false
+		}
+		if n, err := unix.Fgetxattr(fd, opaqueXattr, make([]byte, 1)); err == nil && n > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+func dropWhiteouts(dirfd int) error {
+	fd, err := unix.Openat(dirfd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	d := os.NewFile(uintptr(fd), ".")
+	defer d.Close()
+	names, err := d.Readdirnames(-1)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		var st unix.Stat_t
+		if err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return err
+		}
+		if isWhiteout(&st) {
+			if err := unix.Unlinkat(fd, name, 0); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func (u *unpacker) closeDirs() {
