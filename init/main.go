@@ -25,7 +25,7 @@ func init() { runtime.LockOSThread() }
 
 // server is init's whole state.
 type server struct {
-	epoll, listen, status, signals int
+	epoll, listen, status, signals, children int
 
 	phase    initproto.Phase
 	plan     *initproto.Plan
@@ -59,16 +59,15 @@ func main() {
 	if len(fds) == 4 {
 		s.log = &logger{files: [2]int{fds[2], fds[3]}}
 	}
-	defaultFaults()
 	var err error
+	if s.signals, s.children, err = arrangeSignals(); err != nil {
+		exit(125)
+	}
 	if s.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		exit(125)
 	}
-	// The runtime blocked every signal before our exec, so that none is lost and Go's handlers never run.
-	if s.signals, err = unix.Signalfd(-1, everySignal(), unix.SFD_CLOEXEC|unix.SFD_NONBLOCK); err != nil {
-		exit(125)
-	}
 	s.watch(s.signals, s.readSignals)
+	s.watch(s.children, s.readChildren)
 	s.watch(s.listen, s.accept)
 	s.loop()
 }
@@ -98,24 +97,6 @@ func exit(code int) {
 	for {
 		syscall.RawSyscall(unix.SYS_EXIT_GROUP, uintptr(code), 0, 0)
 	}
-}
-
-// defaultFaults gives the fault signals back their default action. The kernel shields PID 1 from a signal sent inside
-// unless a handler is installed; Go installs some, and would crash on a mere kill -SEGV 1.
-func defaultFaults() {
-	var act [4]uint64 // struct sigaction of rt_sigaction(2): SIG_DFL, no flags, no mask
-	for _, sig := range []unix.Signal{unix.SIGILL, unix.SIGTRAP, unix.SIGABRT, unix.SIGBUS, unix.SIGFPE, unix.SIGSEGV,
-		unix.SIGSTKFLT, unix.SIGSYS, unix.SIGPROF} {
-		syscall.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(sig), uintptr(unsafe.Pointer(&act)), 0, 8, 0, 0)
-	}
-}
-
-func everySignal() *unix.Sigset_t {
-	set := &unix.Sigset_t{}
-	for i := range set.Val {
-		set.Val[i] = ^set.Val[i]
-	}
-	return set
 }
 
 // watch calls ready whenever fd is readable (or its other side is gone).
@@ -163,7 +144,7 @@ func milliseconds() int64 {
 	return ts.Nano() / 1e6
 }
 
-// readSignals takes what has been sent to us: deaths of children, and wishes.
+// readSignals takes what has been sent to us.
 func (s *server) readSignals() {
 	var info unix.SignalfdSiginfo
 	buf := (*[unsafe.Sizeof(info)]byte)(unsafe.Pointer(&info))[:]
@@ -176,7 +157,6 @@ func (s *server) readSignals() {
 			break
 		}
 		switch sig := unix.Signal(info.Signo); sig {
-		case unix.SIGCHLD:
 		case unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2:
 			if main := s.find("main"); main != nil && !main.exited {
 				unix.Kill(main.pid, sig)
@@ -185,7 +165,6 @@ func (s *server) readSignals() {
 			}
 		}
 	}
-	s.reap()
 }
 
 // graceMillis is how long processes have to end after a request to.
@@ -202,6 +181,7 @@ func (s *server) terminate() {
 	unix.Kill(-1, unix.SIGTERM)
 	unix.Kill(-1, unix.SIGHUP)
 	unix.Kill(-1, unix.SIGCONT)
+	s.reap()
 }
 
 // reap collects every child that has ended.

@@ -123,6 +123,9 @@ func (s *server) mount(root int, m *initproto.Mount, fds []int) *fault {
 		return invalid(what + ": the target must be an absolute path")
 	}
 	source := -1
+	if m.FD == initproto.Remount {
+		return s.remount(root, m, what)
+	}
 	if m.FD >= 0 {
 		if int(m.FD) >= len(fds) {
 			return invalid(what + ": there is no such descriptor")
@@ -162,6 +165,19 @@ func (s *server) mount(root int, m *initproto.Mount, fds []int) *fault {
 			return nil
 		}
 		unix.Close(source)
+	}
+	return nil
+}
+
+// remount changes the attributes of an earlier mount, once what lies below it has been put there.
+func (s *server) remount(root int, m *initproto.Mount, what string) *fault {
+	fd, err := openInside(root, m.Dest, unix.O_PATH, unix.RESOLVE_NO_SYMLINKS)
+	if err != nil {
+		return failed(what, err)
+	}
+	defer unix.Close(fd)
+	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: m.AttrSet}); err != nil {
+		return failed(what, err)
 	}
 	return nil
 }
@@ -452,6 +468,10 @@ func (s *server) cover(fd int, path string, null *int) *fault {
 		}
 	}
 	defer unix.Close(tree)
+	attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC}
+	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, attr); err != nil {
+		return failed("mask "+path, err)
+	}
 	if err := moveMount(tree, fd, ""); err != nil {
 		return failed("mask "+path, err)
 	}
@@ -575,7 +595,7 @@ func (s *server) closeStrays(c *conn) {
 		unix.Close(s.proc)
 		s.proc = -1
 	}
-	known := map[int]bool{s.epoll: true, s.listen: true, s.status: true, s.signals: true}
+	known := map[int]bool{s.epoll: true, s.listen: true, s.status: true, s.signals: true, s.children: true}
 	if s.pts >= 0 {
 		known[s.pts] = true
 	}

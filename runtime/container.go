@@ -27,7 +27,8 @@ type Container struct {
 	pidfd *os.File // non-blocking; nil when init had ended before Load
 
 	// What only the creator has:
-	options *CreateOptions
+	options *CreateOptions // until Start
+	plan    *plan
 	process *rawfork.Process
 	gone    chan struct{} // closed when init has ended and has been reaped; nil for a loaded one
 	execErr error         // why init could not be executed; set before gone is closed

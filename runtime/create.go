@@ -99,7 +99,7 @@ func (r *Runtime) Create(ctx context.Context, o CreateOptions) (c *Container, er
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	ns, err := checkSpec(&o)
+	ns, p, err := r.checkSpec(&o)
 	if err != nil {
 		return nil, err
 	}
@@ -153,7 +153,7 @@ func (r *Runtime) Create(ctx context.Context, o CreateOptions) (c *Container, er
 	if o.DieWithParent {
 		run = r.mortal.run
 	}
-	c = &Container{id: o.ID, dir: dir, r: r, group: group, options: &o, gone: make(chan struct{})}
+	c = &Container{id: o.ID, dir: dir, r: r, group: group, options: &o, plan: p, gone: make(chan struct{})}
 	if err := run(func() error { return b.bear(c) }); err != nil {
 		return nil, err
 	}
@@ -162,33 +162,39 @@ func (r *Runtime) Create(ctx context.Context, o CreateOptions) (c *Container, er
 }
 
 // checkSpec refuses what can't be honoured before anything is made.
-func checkSpec(o *CreateOptions) (*namespaces, error) {
+func (r *Runtime) checkSpec(o *CreateOptions) (*namespaces, *plan, error) {
 	switch {
 	case o.Spec == nil || o.Spec.Linux == nil:
-		return nil, errors.New("no Linux configuration given")
+		return nil, nil, errors.New("no Linux configuration given")
 	case o.Spec.Process == nil:
-		o.Spec.Process = &specs.Process{}
+		spec := *o.Spec // the caller's own stays as it is
+		spec.Process = &specs.Process{}
+		o.Spec = &spec
 	}
 	l := o.Spec.Linux
 	if o.Log != nil && (o.Main == nil || o.Main.TTY) {
-		return nil, errors.New("a log needs a Main without a TTY")
+		return nil, nil, errors.New("a log needs a Main without a TTY")
 	}
 	if len(l.TimeOffsets) > 0 || l.IntelRdt != nil || l.MemoryPolicy != nil || l.Personality != nil || len(l.NetDevices) > 0 {
-		return nil, errors.New("timeOffsets, intelRdt, memoryPolicy, personality and netDevices are not supported")
+		return nil, nil, errors.New("timeOffsets, intelRdt, memoryPolicy, personality and netDevices are not supported")
 	}
 	p := o.Spec.Process
 	if p.Scheduler != nil || p.IOPriority != nil || p.ExecCPUAffinity != nil {
-		return nil, errors.New("scheduler, ioPriority and execCPUAffinity are not supported")
+		return nil, nil, errors.New("scheduler, ioPriority and execCPUAffinity are not supported")
 	}
 	ns, err := parseNamespaces(l)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	// The rest is checked where it is translated; doing that now means that Start has nothing left to refuse.
-	if _, err := buildPlan(o, ns); err != nil {
-		return nil, err
+	plan, err := buildPlan(o, ns, r.hierarchies)
+	if err != nil {
+		return nil, nil, err
 	}
-	return ns, nil
+	if plan.Seccomp, plan.SeccompFlags, plan.SeccompOnInit, err = r.filters.compile(l.Seccomp); err != nil {
+		return nil, nil, err
+	}
+	return ns, plan, nil
 }
 
 // birth is what it takes to bring an init into being.

@@ -90,7 +90,7 @@ func parseOptions(options []string) (f mountFlags, err error) {
 }
 
 // mounts translates the Spec's mounts.
-func (p *plan) mounts(s *specs.Spec, ns *namespaces, o *CreateOptions) error {
+func (p *plan) mounts(s *specs.Spec, ns *namespaces, o *CreateOptions, hs *hierarchies) error {
 	for _, m := range s.Mounts {
 		what := fmt.Sprintf("mount %s", m.Destination)
 		dest := path.Clean(m.Destination)
@@ -117,7 +117,7 @@ func (p *plan) mounts(s *specs.Spec, ns *namespaces, o *CreateOptions) error {
 		case "":
 			return fmt.Errorf("%s: no file system type", what)
 		case "cgroup", "cgroup2":
-			p.cgroupMounts(dest, f, o)
+			p.cgroupMounts(dest, f, o, hs)
 			continue
 		case "sysfs":
 			// A new sysfs shows the network namespace's devices and takes rights over it; with one that isn't ours,
@@ -153,7 +153,7 @@ func (p *plan) mounts(s *specs.Spec, ns *namespaces, o *CreateOptions) error {
 			}
 		}
 		p.Mounts = append(p.Mounts, initproto.Mount{
-			Dest: dest, FD: -1, FSType: m.Type, Source: source, Options: f.data, AttrSet: f.set | f.recSet,
+			Dest: dest, FD: initproto.NewFS, FSType: m.Type, Source: source, Options: f.data, AttrSet: f.set | f.recSet,
 			Propagation: f.propagation, Strict: true,
 		})
 	}
@@ -195,30 +195,29 @@ func strict(dest string) bool {
 }
 
 // cgroupMounts shows the container its own cgroups: on a pure v2 machine the one tree, otherwise a directory for each.
-func (p *plan) cgroupMounts(dest string, f mountFlags, o *CreateOptions) {
-	hs, err := findHierarchies()
-	if err != nil {
-		return // Open has found them, so this can't be
-	}
+func (p *plan) cgroupMounts(dest string, f mountFlags, o *CreateOptions, hs *hierarchies) {
 	optional := optionalControllers(o.Spec.Linux.Resources)
 	attr := f.set | f.recSet
 	if len(hs.all) == 1 && hs.unified != nil {
-		p.Mounts = append(p.Mounts, initproto.Mount{Dest: dest, FD: -1, FSType: "cgroup2", Source: "cgroup", AttrSet: attr, Strict: true})
+		p.Mounts = append(p.Mounts, initproto.Mount{Dest: dest, FD: initproto.NewFS, FSType: "cgroup2", Source: "cgroup", AttrSet: attr, Strict: true})
 		return
 	}
-	p.Mounts = append(p.Mounts, initproto.Mount{Dest: dest, FD: -1, FSType: "tmpfs", Source: "cgroup",
+	p.Mounts = append(p.Mounts, initproto.Mount{Dest: dest, FD: initproto.NewFS, FSType: "tmpfs", Source: "cgroup",
 		Options: []string{"mode=755", "size=64k"}, AttrSet: attr &^ unix.MOUNT_ATTR_RDONLY, Strict: true})
 	g := &cgroup{hs: hs}
 	for _, h := range hs.all {
 		if !g.uses(h, optional) {
 			continue
 		}
-		m := initproto.Mount{Dest: dest + "/" + h.name(), FD: -1, FSType: "cgroup", Source: "cgroup", Options: h.options,
+		m := initproto.Mount{Dest: dest + "/" + h.name(), FD: initproto.NewFS, FSType: "cgroup", Source: "cgroup", Options: h.options,
 			AttrSet: attr, Strict: true, Optional: true}
 		if h.v2 {
 			m.FSType, m.Options = "cgroup2", nil
 		}
 		p.Mounts = append(p.Mounts, m)
+	}
+	if attr&unix.MOUNT_ATTR_RDONLY != 0 {
+		p.Mounts = append(p.Mounts, initproto.Mount{Dest: dest, FD: initproto.Remount, AttrSet: unix.MOUNT_ATTR_RDONLY})
 	}
 }
 

@@ -42,7 +42,7 @@ type bind struct {
 }
 
 // buildPlan translates everything but the root, the seccomp program and what needs the container to exist.
-func buildPlan(o *CreateOptions, ns *namespaces) (*plan, error) {
+func buildPlan(o *CreateOptions, ns *namespaces, hs *hierarchies) (*plan, error) {
 	s, l, proc := o.Spec, o.Spec.Linux, o.Spec.Process
 	p := &plan{Plan: initproto.Plan{
 		Hostname: s.Hostname, Domainname: s.Domainname,
@@ -95,7 +95,7 @@ func buildPlan(o *CreateOptions, ns *namespaces) (*plan, error) {
 	if err := p.label(proc); err != nil {
 		return nil, err
 	}
-	if err := p.mounts(s, ns, o); err != nil {
+	if err := p.mounts(s, ns, o, hs); err != nil {
 		return nil, err
 	}
 	if err := p.devices(l.Devices); err != nil {

@@ -29,18 +29,7 @@ func (c *Container) Start(ctx context.Context, o StartOptions) error {
 	if c.options == nil {
 		return fmt.Errorf("start container %s: it was created by another process, or has been started already", c.id)
 	}
-	options := c.options
-	ns, err := parseNamespaces(options.Spec.Linux)
-	if err != nil {
-		return err
-	}
-	p, err := buildPlan(options, ns)
-	if err != nil {
-		return fmt.Errorf("start container %s: %w", c.id, err)
-	}
-	if p.Seccomp, p.SeccompFlags, p.SeccompOnInit, err = c.r.filters.compile(options.Spec.Linux.Seccomp); err != nil {
-		return fmt.Errorf("start container %s: %w", c.id, err)
-	}
+	p := c.plan
 	fds, opened, err := c.mountFDs(p, o)
 	defer closeFiles(opened)
 	if err != nil {
@@ -56,7 +45,7 @@ func (c *Container) Start(ctx context.Context, o StartOptions) error {
 		}
 		return err
 	}
-	c.options = nil
+	c.options, c.plan = nil, nil
 	return nil
 }
 

@@ -129,7 +129,7 @@ type Status struct {
 type Mount struct {
 	// Dest is the absolute target inside.
 	Dest string
-	// FD is the index of a detached mount among the descriptors, or -1 for a new file system of type FSType.
+	// FD is the index of a detached mount among the descriptors, NewFS, or Remount.
 	FD     int32
 	FSType string
 	Source string
@@ -145,6 +145,14 @@ type Mount struct {
 	// Optional mounts that the kernel refuses are left out.
 	Optional bool
 }
+
+// Values of Mount.FD beside an index.
+const (
+	// NewFS makes a file system of type FSType.
+	NewFS = -1
+	// Remount sets AttrSet on what has been mounted at Dest before.
+	Remount = -2
+)
 
 // Device is a node to put into /dev: Major:Minor at Path.
 type Device struct {
