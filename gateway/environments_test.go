@@ -133,7 +133,7 @@ func TestAnEnvironmentsLife(t *testing.T) {
 	if ce := closed(t, tty); ce.Code != 4404 || !strings.Contains(ce.Text, "not_found") {
 		t.Error(ce)
 	}
-	for _, q := range []string{"?offset=-1", "?offset=x", "?cols=0", "?rows=99999"} {
+	for _, q := range []string{"?offset=-1", "?offset=x", "?cols=-1", "?rows=99999"} {
 		if _, res, err := ada.dial(fmt.Sprintf(attachPath, id)+q, "learnos.term.v1", nil); err == nil || res.StatusCode != 422 {
 			t.Errorf("%s was accepted", q)
 		}

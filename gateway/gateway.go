@@ -90,7 +90,7 @@ func New(ctx context.Context, cfg *config.Config, deps Deps) (_ *Server, err err
 	if err := s.firstAdmin(ctx, hasher); err != nil {
 		return nil, err
 	}
-	if err := s.store.SeedImages(ctx, catalogue.Seed()); err != nil {
+	if err := s.store.SeedImages(ctx, catalogue.Seed(cfg.Gateway.DefaultLifetime)); err != nil {
 		return nil, fmt.Errorf("fill the catalogue: %w", err)
 	}
 	keys, err := keyring(cfg.Common.DataDir)

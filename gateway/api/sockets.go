@@ -133,11 +133,11 @@ func (a *API) attach(c *gin.Context) error {
 			return problem.Field("offset", "must be a number of bytes")
 		}
 	}
-	cols, err := queryInt(c, "cols", 1, 1000, 0)
+	cols, err := queryInt(c, "cols", 0, 1000, 0)
 	if err != nil {
 		return err
 	}
-	rows, err := queryInt(c, "rows", 1, 1000, 0)
+	rows, err := queryInt(c, "rows", 0, 1000, 0)
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/learnos/learnos/gateway/problem"
 	"github.com/learnos/learnos/gateway/store"
@@ -11,11 +12,11 @@ import (
 
 func TestSeedIsValid(t *testing.T) {
 	seen := map[string]bool{}
-	for _, i := range Seed() {
+	for _, i := range Seed(time.Hour) {
 		if err := Check(&i); err != nil {
 			t.Errorf("%s: %v", i.Name, err)
 		}
-		if seen[i.Name] || i.Title == "" || i.TitleZh == "" || i.Description == "" || i.DescriptionZh == "" {
+		if seen[i.Name] || i.Title == "" || i.TitleZh == "" || i.Description == "" || i.DescriptionZh == "" || i.LifetimeSeconds != 3600 {
 			t.Errorf("%+v", i)
 		}
 		seen[i.Name] = true

@@ -1,15 +1,19 @@
 package catalogue
 
-import "github.com/learnos/learnos/gateway/store"
+import (
+	"time"
+
+	"github.com/learnos/learnos/gateway/store"
+)
 
 const (
 	mib = 1 << 20
 	gib = 1 << 30
 )
 
-// Seed is the catalogue of a new installation. The first two need no registry. Logos are slugs of simple-icons 16, and
-// empty where it has none.
-func Seed() []store.Image {
+// Seed is the catalogue of a new installation, whose environments live for lifetime. The first two need no registry.
+// Logos are slugs of simple-icons 16, and empty where it has none.
+func Seed(lifetime time.Duration) []store.Image {
 	hub := "docker.io/library/"
 	shell := []string{"/bin/bash"}
 	sh := []string{"/bin/sh"}
@@ -49,6 +53,7 @@ func Seed() []store.Image {
 		i := Defaults()
 		i.Name, i.Title, i.TitleZh, i.Description, i.DescriptionZh = r.name, r.title, r.titleZh, r.text, r.textZh
 		i.Source, i.Logo, i.MemoryBytes, i.Command, i.Position = r.source, r.logo, r.memory, r.command, 10*(n+1)
+		i.LifetimeSeconds = int64(lifetime.Seconds())
 		images[n] = i
 	}
 	return images
