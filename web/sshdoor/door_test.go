@@ -23,6 +23,7 @@ import (
 type testDoor struct {
 	*testGateway
 	t     *testing.T
+	door  *Door
 	port  string
 	dir   string
 	close func()
@@ -61,7 +62,7 @@ func openDoor(t *testing.T, perMinute int) *testDoor {
 	if err := os.WriteFile(filepath.Join(dir, "known_hosts"), []byte(known), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return &testDoor{testGateway: g, t: t, port: port, dir: dir, close: closeDoor}
+	return &testDoor{testGateway: g, door: d, t: t, port: port, dir: dir, close: closeDoor}
 }
 
 type testLog struct{ t *testing.T }

@@ -4,11 +4,15 @@ import "strings"
 
 // words are everything the door says to a person, in one language.
 type words struct {
-	welcome, images, environments, none, filter, help, helpEnv, confirm, deleting, noMatch        string
-	preparing, queued, queuedAt, pulling, creating, starting, ready, stays, gone, back, takesOver string
-	failed, hint, cancelled                                                                       string
-	states                                                                                        map[string]string
-	chinese                                                                                       bool
+	// the picker
+	welcome, images, environments, none, filter, help, helpEnv, confirm, deleting, noMatch string
+	// an environment that comes up, and what becomes of it afterwards
+	queued, queuedAt, pulling, creating, ready, stays, gone, back string
+	// what went wrong
+	hint, cancelled string
+
+	states  map[string]string
+	chinese bool
 }
 
 var english = words{
@@ -22,18 +26,14 @@ var english = words{
 	confirm:      "Delete %s and everything in it? y/N",
 	deleting:     "deleting %s…",
 	noMatch:      "nothing is called like that; Backspace widens the search",
-	preparing:    "preparing",
 	queued:       "waiting for room on a node",
 	queuedAt:     "waiting for room on a node, %d before you",
 	pulling:      "fetching the image",
 	creating:     "creating",
-	starting:     "starting",
 	ready:        "ready",
 	stays:        "%s keeps running until it is idle; come back with: ssh %s+%s@…",
 	gone:         "%s ends with this shell",
 	back:         "back in the shell that was left open",
-	takesOver:    "connection lost; trying again",
-	failed:       "could not start",
 	hint:         "what to do",
 	cancelled:    "cancelled",
 	states: map[string]string{"queued": "queued", "pulling": "fetching", "creating": "creating", "running": "running",
@@ -52,18 +52,14 @@ var chinese = words{
 	confirm:      "删除 %s 及其全部内容？ y/N",
 	deleting:     "正在删除 %s…",
 	noMatch:      "没有匹配的名称；按退格键放宽筛选",
-	preparing:    "准备中",
 	queued:       "正在等待节点空位",
 	queuedAt:     "正在等待节点空位，前面还有 %d 个",
 	pulling:      "正在获取镜像",
 	creating:     "正在创建",
-	starting:     "正在启动",
 	ready:        "就绪",
 	stays:        "%s 会继续运行直到闲置；可用 ssh %s+%s@… 回来",
 	gone:         "退出后 %s 即被删除",
 	back:         "已回到之前未关闭的终端",
-	takesOver:    "连接中断，正在重试",
-	failed:       "无法启动",
 	hint:         "建议",
 	cancelled:    "已取消",
 	states: map[string]string{"queued": "排队中", "pulling": "获取镜像", "creating": "创建中", "running": "运行中",

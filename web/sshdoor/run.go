@@ -17,8 +17,12 @@ const (
 	exitDoor  = 255 // what ssh itself uses when the way there is broken
 )
 
-// quietFor is how long a command that waits for its machine says nothing about it: scripts read stderr, people wonder.
-const quietFor = 2 * time.Second
+const (
+	// quietFor is how long a command that waits for its machine says nothing about it: scripts read stderr, people wonder.
+	quietFor = 2 * time.Second
+	// quietOnTerminal is the same where a person looks on: what is quicker than an eye needs no words.
+	quietOnTerminal = 150 * time.Millisecond
+)
 
 // visit is one SSH connection of a person: what its channels share.
 type visit struct {
@@ -186,26 +190,75 @@ func (v *visit) await(c *channel, w words, env environment) (environment, error)
 		}()
 		defer func() { close(stop); <-watching }()
 	}
-	began, shown := time.Now(), ""
+	progress := newProgress(c)
 	env, err := v.p.waitRunning(ctx, env, func(e environment) {
-		line := stageLine(w, e)
-		if line == shown || e.State == "running" || e.ended() {
-			return
+		if e.State != "running" && !e.ended() {
+			progress.set(e.label(), stageLine(w, e))
 		}
-		if c.tty {
-			fmt.Fprintf(c, "\r\x1b[K%s: %s", e.label(), line)
-		} else if time.Since(began) > quietFor {
-			fmt.Fprintf(c.Stderr(), "learnos: %s: %s\n", e.label(), line)
-		}
-		shown = line
 	})
-	if c.tty && shown != "" {
-		_, _ = fmt.Fprint(c, "\r\x1b[K")
-	}
+	progress.close()
 	if cause := context.Cause(ctx); err != nil && cause != nil && c.ctx.Err() == nil {
 		err = cause
 	}
 	return env, err
+}
+
+// progress shows the last thing it was told, once the wait is long enough to be worth words: on a terminal in one line
+// that is erased again, else in lines of standard error.
+type progress struct {
+	c *channel
+
+	mu     sync.Mutex
+	timer  *time.Timer
+	due    bool
+	closed bool
+	name   string
+	line   string
+	shown  string
+}
+
+func newProgress(c *channel) *progress {
+	p := &progress{c: c}
+	after := quietFor
+	if c.tty {
+		after = quietOnTerminal
+	}
+	p.timer = time.AfterFunc(after, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.due = true
+		p.show()
+	})
+	return p
+}
+
+func (p *progress) set(name, line string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.name, p.line = name, printable(line)
+	p.show()
+}
+
+// show is called with mu held.
+func (p *progress) show() {
+	if !p.due || p.closed || p.line == "" || p.line == p.shown {
+		return
+	}
+	p.shown = p.line
+	if p.c.tty {
+		_, _ = fmt.Fprintf(p.c, "\r\x1b[K%s: %s", p.name, p.line)
+		return
+	}
+	_, _ = fmt.Fprintf(p.c.Stderr(), "learnos: %s: %s\n", p.name, p.line)
+}
+
+func (p *progress) close() {
+	p.timer.Stop()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed = true; p.shown != "" && p.c.tty {
+		_, _ = fmt.Fprint(p.c, "\r\x1b[K")
+	}
 }
 
 // stageLine says in a person's words how far an environment is.

@@ -61,6 +61,8 @@ type Door struct {
 	keys      *limiter
 	strangers chan struct{}
 
+	sftpServers []string // paths inside machines
+
 	ctx    context.Context // of background work; ends when Serve's caller no longer waits for it
 	cancel context.CancelFunc
 	work   sync.WaitGroup
@@ -84,7 +86,7 @@ func New(o Options) (*Door, error) {
 	if o.AttemptsPerMinute <= 0 {
 		o.AttemptsPerMinute = defaultPerMin
 	}
-	d := &Door{gw: gw, log: o.Log, signer: signer, strangers: make(chan struct{}, maxStrangers),
+	d := &Door{sftpServers: sftpServers, gw: gw, log: o.Log, signer: signer, strangers: make(chan struct{}, maxStrangers),
 		passwords: newLimiter(o.AttemptsPerMinute), keys: newLimiter(o.AttemptsPerMinute * keyAttempts)}
 	d.ctx, d.cancel = context.WithCancel(context.Background())
 	return d, nil
