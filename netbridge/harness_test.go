@@ -71,7 +71,7 @@ func buildWorld() error {
 		return err
 	}
 	var err error
-	if outside, err = freshNetns(); err != nil {
+	if outside, err = scratchNetns(); err != nil {
 		return err
 	}
 	for _, line := range []string{
@@ -129,29 +129,9 @@ func in(ns *os.File, f func() error) error {
 	return inNetns(ns, f)
 }
 
-// freshNetns makes a namespace that lives as long as the file.
-func freshNetns() (*os.File, error) {
-	type result struct {
-		f   *os.File
-		err error
-	}
-	done := make(chan result)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			done <- result{nil, err}
-			return
-		}
-		f, err := os.Open("/proc/thread-self/ns/net")
-		done <- result{f, err}
-	}()
-	r := <-done
-	return r.f, r.err
-}
-
 func newNetns(t testing.TB) *os.File {
 	t.Helper()
-	f, err := freshNetns()
+	f, err := scratchNetns()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -366,7 +346,7 @@ func playRole(role string) int {
 	switch role {
 	case "attach-ten": // print each address, then keep the namespaces until stdin ends
 		for i := range 10 {
-			ns, err := freshNetns()
+			ns, err := scratchNetns()
 			if err != nil {
 				return fail(err)
 			}
@@ -382,7 +362,7 @@ func playRole(role string) int {
 	case "churn": // until killed
 		fmt.Println("ready")
 		for i := 0; ; i++ {
-			ns, err := freshNetns()
+			ns, err := scratchNetns()
 			if err != nil {
 				return fail(err)
 			}

@@ -14,30 +14,55 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// inNetns runs f on a thread that is in the network namespace. The goroutine is f's own; if its thread can't
-// be brought back it dies with the goroutine, so no other code ever runs in a tenant's namespace.
-func inNetns(ns *os.File, f func() error) error {
-	done := make(chan error)
+// onOwnThread runs f on a thread nothing else runs on meanwhile, and returns when f does. If f says the thread is not
+// fit for use again, it ends with f. It is never the process's first thread: that one can't end, and /proc/self/ns and
+// /proc/net, which are its, would show a stranger's namespace from then on.
+func onOwnThread(f func() (fit bool)) {
+	done := make(chan struct{})
 	go func() {
+		defer close(done)
 		runtime.LockOSThread()
-		var err error
-		defer func() { done <- err }()
-		home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			err = fmt.Errorf("open the thread's own network namespace: %w", err)
+		if unix.Gettid() == unix.Getpid() {
+			onOwnThread(f) // on another one, since this is taken as long
+			runtime.UnlockOSThread()
 			return
+		}
+		if f() {
+			runtime.UnlockOSThread()
+		}
+	}()
+	<-done
+}
+
+// inNetns runs f on a thread that is in the network namespace.
+func inNetns(ns *os.File, f func() error) (err error) {
+	onOwnThread(func() bool {
+		var home int
+		if home, err = unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+			err = fmt.Errorf("open the thread's own network namespace: %w", err)
+			return true
 		}
 		defer unix.Close(home)
 		if err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
 			err = fmt.Errorf("enter network namespace %s: %w", ns.Name(), err)
-			return
+			return true
 		}
 		err = f()
-		if unix.Setns(home, unix.CLONE_NEWNET) == nil {
-			runtime.UnlockOSThread()
+		return unix.Setns(home, unix.CLONE_NEWNET) == nil
+	})
+	return err
+}
+
+// scratchNetns makes a namespace that lives as long as the file.
+func scratchNetns() (ns *os.File, err error) {
+	onOwnThread(func() bool {
+		if err = unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return true
 		}
-	}()
-	return <-done
+		ns, err = os.Open("/proc/thread-self/ns/net")
+		return false
+	})
+	return ns, err
 }
 
 // inside is a netlink socket in an environment's namespace.

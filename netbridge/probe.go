@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"runtime"
 	"strings"
 
 	"github.com/google/nftables"
@@ -17,12 +16,11 @@ import (
 // Probe tries every kernel feature this package stands on, in throwaway network namespaces, and looks (only looks)
 // at what else on this host decides about forwarded packets.
 func Probe(ctx context.Context) []Check {
-	done := make(chan []Check)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine, the namespace with it
-		done <- probeInScratch(ctx)
-	}()
-	checks := <-done
+	var checks []Check
+	onOwnThread(func() bool {
+		checks = probeInScratch(ctx)
+		return false // it is in another namespace for good
+	})
 	return append(checks, forwardingCheck(), firewallCheck())
 }
 
@@ -109,26 +107,12 @@ func rehearse(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	type opened struct {
-		ns  *os.File
-		err error
+	ns, err := scratchNetns()
+	if err != nil {
+		return errors.Join(err, b.Destroy(ctx))
 	}
-	peer := make(chan opened)
-	go func() {
-		runtime.LockOSThread()
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			peer <- opened{nil, err}
-			return
-		}
-		ns, err := os.Open("/proc/thread-self/ns/net")
-		peer <- opened{ns, err}
-	}()
-	p := <-peer
-	if p.err != nil {
-		return errors.Join(p.err, b.Destroy(ctx))
-	}
-	defer p.ns.Close()
-	_, err = b.Attach(ctx, "probe", p.ns, AttachOptions{NetUp: 1e6, NetDown: 1e6, Ports: []Port{{HostPort: 22, Port: 22}}})
+	defer ns.Close()
+	_, err = b.Attach(ctx, "probe", ns, AttachOptions{NetUp: 1e6, NetDown: 1e6, Ports: []Port{{HostPort: 22, Port: 22}}})
 	return errors.Join(err, b.Destroy(context.WithoutCancel(ctx)))
 }
 
