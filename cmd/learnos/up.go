@@ -69,8 +69,8 @@ Example: learnos up --web-addr 0.0.0.0:80
 		return err
 	}
 	if os.Geteuid() != 0 {
-		return errors.New("up needs root. " + withoutRoot + "\n" +
-			"Without root these still work: learnos config, learnos doctor, and the gateway and web programs, with a node elsewhere.")
+		fmt.Fprintf(stdout, "%s\nWithout root these still work: learnos config, learnos doctor, and the gateway and web programs, with a node elsewhere.\n", withoutRoot)
+		return errors.New("up needs root")
 	}
 	u := &upper{cfg: cfg, out: stdout, errOut: stderr, debian: !*noDebian}
 	return u.run(ctx)
