@@ -48,7 +48,8 @@ func TestMain(m *testing.M) {
 // of it is left on the machine.
 func start(t *testing.T, opts platform.Options) (*platform.Platform, context.Context) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	// Not t.Context, which ends before the clean-up that still needs a browser.
+	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	t.Cleanup(cancel)
 	// Not t.TempDir: its name holds the test's, and a unix socket's path may
 	// have 107 bytes only.

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chromedp/cdproto/cdp"
+	"github.com/chromedp/cdproto/input"
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
 
@@ -93,6 +95,33 @@ func see(want string) chromedp.Action[chromedp.Void] {
 // onScreen is the text of the terminal that is shown, with its scrollback.
 var onScreen = chromedp.Evaluate[string](`window.__learnosTerm ? window.__learnosTerm.text() : ""`)
 
+// typing presses keys as a keyboard does: a key that the page takes at its
+// keydown makes no character any more, so the character must come with the
+// keydown and not as an event of its own.
+func typing(text string) chromedp.Action[chromedp.Void] {
+	return chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
+		for _, r := range text {
+			var down, up *input.DispatchKeyEventParams
+			for _, e := range kb.Encode(r) {
+				switch e.Type {
+				case kb.KeyDown:
+					down = e
+				case kb.KeyChar:
+					down.Text, down.UnmodifiedText = e.Text, e.UnmodifiedText
+				case kb.KeyUp:
+					up = e
+				}
+			}
+			for _, e := range []*input.DispatchKeyEventParams{down, up} {
+				if _, err := cdp.Call(ctx, t, input.DispatchKeyEvent, *e); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+}
+
 // run performs the actions in the tab, within a minute.
 func run(t *testing.T, tab context.Context, what string, actions ...chromedp.Action[chromedp.Void]) {
 	t.Helper()
@@ -108,7 +137,7 @@ func signUp(t *testing.T, tab context.Context, p *platform.Platform) (name, pass
 	t.Helper()
 	name, password = "p"+strings.ToLower(rand.Text()[:8]), rand.Text()
 	run(t, tab, "sign up",
-		chromedp.Navigate(p.WebURL+"/#/signup"),
+		chromedp.Navigate(p.WebURL+"/signup"),
 		chromedp.WaitVisible(testid("signup-form")),
 		chromedp.SendKeys(testid("signup-form")+" "+testid("username"), name),
 		chromedp.SendKeys(testid("signup-form")+" "+testid("password"), password),
@@ -127,7 +156,7 @@ func TestPanel(t *testing.T) {
 		chromedp.Click(testid("image-card-busybox")),
 		chromedp.WaitVisible(testid("terminal")),
 		see("#"),
-		chromedp.KeyEvent("id"+kb.Enter),
+		typing("id\r"),
 		see("uid=0(root) gid=0(root)"))
 	keep(t, tab, "terminal")
 	run(t, tab, "reload and find the same shell with its scrollback",
@@ -147,7 +176,7 @@ func TestPanel(t *testing.T) {
 		t.Fatalf("the person has %d environments, want 1", len(envs))
 	}
 	run(t, tab, "delete it",
-		chromedp.Navigate(p.WebURL+"/#/environments"),
+		chromedp.Navigate(p.WebURL+"/environments"),
 		chromedp.WaitVisible(testid("env-row-"+envs[0].ID)),
 		chromedp.Click(testid("env-delete-"+envs[0].ID)),
 		chromedp.WaitVisible(testid("confirm-delete")),
@@ -169,7 +198,7 @@ func TestTopSurvivesKills(t *testing.T) {
 		chromedp.WaitVisible(testid("terminal")),
 		see("#"),
 		// A program that draws a changing screen and cannot be mistaken for a new one.
-		chromedp.KeyEvent("echo born $$ ; exec top -d 1"+kb.Enter),
+		typing("echo born $$ ; exec top -d 1\r"),
 		see("Load average"))
 	for _, name := range p.Processes() {
 		if err := p.Kill(name); err != nil {
@@ -184,7 +213,7 @@ func TestTopSurvivesKills(t *testing.T) {
 		}
 		run(t, tab, "top after kill -9 of "+name, changes(), changes())
 	}
-	run(t, tab, "leave top", chromedp.KeyEvent("q"), see("ended"))
+	run(t, tab, "leave top", typing("q"), see("ended"))
 }
 
 // changes waits until the terminal shows something it did not show before.

@@ -18,7 +18,7 @@ import (
 func sshCommand(ctx context.Context, p *platform.Platform, password string, args ...string) *exec.Cmd {
 	host, port, _ := net.SplitHostPort(p.SSHAddr)
 	base := []string{"-e", "ssh", "-p", port, "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
-		"-o", "LogLevel=ERROR", "-o", "PreferredAuthentications=password,publickey", "-o", "HostName=" + host}
+		"-o", "LogLevel=ERROR", "-o", "PreferredAuthentications=publickey,password", "-o", "HostName=" + host}
 	cmd := exec.CommandContext(ctx, "sshpass", append(base, args...)...)
 	cmd.Env = append(os.Environ(), "SSHPASS="+password)
 	return cmd
@@ -78,7 +78,7 @@ func TestSSHAuthentication(t *testing.T) {
 	if err := c.Do(ctx, "POST", "/me/keys", map[string]string{"name": "laptop", "key": string(pub)}, nil); err != nil {
 		t.Fatal(err)
 	}
-	out, err := sshCommand(ctx, p, "", "-i", key, "-o", "PreferredAuthentications=publickey", name+"+busybox@learnos", "echo by key").CombinedOutput()
+	out, err := sshCommand(ctx, p, "", "-i", key, name+"+busybox@learnos", "echo by key").CombinedOutput()
 	if err != nil || string(out) != "by key\n" {
 		t.Fatalf("login by key: %v %q", err, out)
 	}
