@@ -166,7 +166,7 @@ func (s *stream) once(ctx context.Context) (done *exit, progressed bool, err err
 	_ = ws.Close()
 	writer.Wait()
 	if done == nil && !s.c.tty() && s.sent > s.arrived && !errors.Is(err, errInputLost) {
-		err = errors.Join(errInputLost, err)
+		err = errInputLost
 	}
 	return done, progressed, err
 }

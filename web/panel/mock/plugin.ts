@@ -3,6 +3,7 @@
 //
 // Sign in as ada / correct-horse (an operator) or sign up. Images play roles: busybox starts at once,
 // postgres pulls slowly, mongo waits in the queue, brainfuck fails. POST /mock/drop cuts every socket,
+// /mock/away takes the node away or back,
 // /mock/expire ends the access token, /mock/revoke the whole sign-in, /mock/down?ms=N refuses everything.
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Duplex } from 'node:stream';
@@ -14,13 +15,21 @@ import { Shell } from './shell.ts';
 type Json = Record<string, any>;
 
 const mib = 1024 * 1024;
-const image = (id: number, name: string, title: string, logo: string, description: string, memory = 256): Json => ({
-  id, name, title, logo, description,
+function image(id: number, name: string, title: string, logo: string, description: string, memory = 256): Json {
+  return {
+  id, name, title, titleZh: '', logo, description, descriptionZh: zh[name] ?? '', insecure: false, position: id * 10,
   source: name === 'busybox' ? 'busybox' : `docker.io/library/${name}:latest`,
   command: name === 'busybox' ? ['/bin/sh'] : null,
   memoryBytes: memory * mib, cpus: memory > 500 ? 2 : 1, pids: 256, diskBytes: 1024 * mib,
   netQuotaBytes: 100 * mib, blkQuotaBytes: 0, lifetimeSeconds: 4 * 3600, enabled: true,
-});
+  };
+}
+
+const zh: Record<string, string> = {
+  busybox: '极小的 Linux，瞬间启动', ubuntu: '多数教程所用的发行版', debian: '稳定的通用操作系统', alpine: '小巧安全，基于 musl', python: 'Python 3，自带 pip',
+  node: 'V8 上的 JavaScript，自带 npm', golang: 'Go 语言工具链', rust: 'Rust 工具链，自带 cargo', postgres: '先进的关系型数据库', redis: '内存数据库', mongo: '文档数据库',
+  deno: '安全的 JavaScript 与 TypeScript 运行时', ruby: 'Ruby，自带 gem 与 irb', haskell: 'GHC 与 cabal', caddy: '自动 HTTPS 的网站服务器', mariadb: '兼容 MySQL 的关系型数据库', brainfuck: '八个指令足矣',
+};
 
 const images: Json[] = [
   image(1, 'busybox', 'BusyBox', 'busybox', 'The smallest Linux: a hundred commands in one file', 64),
@@ -72,8 +81,8 @@ class Mock {
 
   row(id: string, img: Json): Json {
     return {
-      id, name: `${img.name}-${id.slice(1, 5)}`, image: img.name, title: img.title, logo: img.logo, state: 'queued', stage: '', percent: 0, reason: '', hint: '',
-      node: '', address: '', queuePosition: 0, createdAt: new Date().toISOString(), startedAt: null, endedAt: null,
+      id, name: `${img.name}-${id.slice(1, 5)}`, image: img.name, title: img.title, titleZh: '', logo: img.logo, state: 'queued', stage: '', percent: 0, reason: '', hint: '',
+      node: '', nodeOnline: true, address: '', latestDeadline: new Date(Date.now() + 24 * 3600e3).toISOString(), queuePosition: 0, createdAt: new Date().toISOString(), startedAt: null, endedAt: null,
       deadline: new Date(Date.now() + img.lifetimeSeconds * 1000).toISOString(), idleTimeoutSeconds: 1800,
       memoryBytes: img.memoryBytes, cpus: img.cpus, pids: img.pids, timings: {},
     };
@@ -176,6 +185,12 @@ class Mock {
       this.refresh.clear();
     }
     if (url.pathname === '/mock/code') this.requireCode = !this.requireCode;
+    if (url.pathname === '/mock/away') {
+      for (const env of this.envs.values()) {
+        this.set(env, { nodeOnline: !env.row.nodeOnline });
+        for (const shell of env.shells.values()) shell.dropAll();
+      }
+    }
     if (url.pathname === '/mock/deadline') for (const env of this.envs.values()) this.set(env, { deadline: new Date(Date.now() + Number(url.searchParams.get('s')) * 1000).toISOString() });
     if (url.pathname === '/mock/down') {
       this.downUntil = Date.now() + Number(url.searchParams.get('ms'));
@@ -234,8 +249,8 @@ class Mock {
       case 'POST images': { const made = { ...body, id: ++this.counter + 100 }; images.push(made); return this.json(res, 201, made); }
       case 'PATCH images': { const found = images.find((i) => String(i.id) === second); if (!found) return none(); Object.assign(found, body); return this.json(res, 200, found); }
       case 'DELETE images': images.splice(images.findIndex((i) => String(i.id) === second), 1); return this.json(res, 204);
-      case 'GET nodes': return this.json(res, 200, [{ name: 'node-1', version: '0.1.0', address: '192.0.2.10', freeMemory: 5.1 * 1024 * mib, totalMemory: 8192 * mib, cpus: 4, environments: 7, updatedAt: new Date().toISOString() }, { name: 'node-2', version: '0.1.0', address: '192.0.2.11', freeMemory: 210 * mib, totalMemory: 4096 * mib, cpus: 2, environments: 12, updatedAt: new Date(Date.now() - 9000).toISOString() }]);
-      case 'GET users': return this.json(res, 200, this.users);
+      case 'GET nodes': return this.json(res, 200, [{ name: 'node-1', version: '0.1.0', address: '192.0.2.10', freeMemory: 5.1 * 1024 * mib, totalMemory: 8192 * mib, cpus: 4, environments: 7, connected: true, diskFree: 61e9, diskTotal: 160e9, updatedAt: new Date().toISOString() }, { name: 'node-2', version: '0.1.0', address: '192.0.2.11', freeMemory: 210 * mib, totalMemory: 4096 * mib, cpus: 2, environments: 12, connected: false, diskFree: 9e9, diskTotal: 80e9, updatedAt: new Date(Date.now() - 9000).toISOString() }]);
+      case 'GET users': return this.json(res, 200, this.users.map((u) => ({ disabled: false, environments: 0, lastLoginAt: null, ...u })));
       case 'PATCH users': { const found = this.users.find((u) => String(u.id) === second); if (!found) return none(); Object.assign(found, body); return this.json(res, 200, found); }
       case 'GET audit': return this.json(res, 200, [{ id: 3, at: new Date(Date.now() - 60e3).toISOString(), username: 'ada', action: 'environment.create', target: 'busybox-x1k2', remoteAddr: '203.0.113.7' }, { id: 2, at: new Date(Date.now() - 3600e3).toISOString(), username: 'ada', action: 'auth.login', target: '', remoteAddr: '203.0.113.7' }, { id: 1, at: new Date(Date.now() - 7200e3).toISOString(), username: 'linus', action: 'auth.login_failed', target: '', detail: 'wrong password', remoteAddr: '198.51.100.23' }]);
       case 'POST environments':
@@ -304,17 +319,22 @@ class Mock {
     if (url.pathname === '/api/v1/events') {
       return this.sockets.handleUpgrade(req, socket, head, (ws) => {
         const feed = { socket: ws, user };
-        ws.send(JSON.stringify({ type: 'hello' }));
-        for (const env of this.envs.values()) if (env.owner === user && !['deleted', 'overstep'].includes(env.row.state)) ws.send(JSON.stringify({ type: 'environment', environment: env.row }));
+        const mine = [...this.envs.values()].filter((env) => env.owner === user && !['deleted', 'overstep'].includes(env.row.state)).map((env) => env.row);
+        ws.send(JSON.stringify({ type: 'hello', environments: mine.map((row) => row.id) }));
+        for (const row of mine) ws.send(JSON.stringify({ type: 'environment', environment: row }));
         this.feeds.add(feed);
         ws.on('close', () => this.feeds.delete(feed));
       });
     }
     const env = match ? this.envs.get(match[1]!) : undefined;
-    const shell = env?.owner === user ? env.shells.get(match?.[2] ?? '') : undefined;
-    if (!shell) return refuse('404 Not Found');
+    if (env?.owner !== user) return refuse('404 Not Found');
+    const shell = env.shells.get(match?.[2] ?? '');
     const offset = url.searchParams.get('offset');
-    this.sockets.handleUpgrade(req, socket, head, (ws) => shell.attach(ws, offset === null ? undefined : Number(offset)));
+    this.sockets.handleUpgrade(req, socket, head, (ws) => {
+      if (!env.row.nodeOnline) ws.close(1013, JSON.stringify({ code: 'node_offline', hint: 'Its node is away; the shell goes on there and comes back with it.' }));
+      else if (!shell) ws.close(4404, JSON.stringify({ code: 'not_found', hint: 'Start a new terminal.' }));
+      else shell.attach(ws, offset === null ? undefined : Number(offset));
+    });
   }
 }
 

@@ -57,8 +57,8 @@ describe('on-screen keys', () => {
 });
 
 describe('finding images', () => {
-  const image = (name: string, title: string, description: string) => ({ name, title, description }) as Image;
-  const all = [image('mongo', 'MongoDB', 'A document database'), image('go', 'Go', 'The Go tool chain'), image('redis', 'Redis', 'written in C, not Go')];
+  const image = (name: string, title: string, description: string, descriptionZh = '') => ({ name, title, description, descriptionZh }) as Image;
+  const all = [image('mongo', 'MongoDB', 'A document database', '文档型数据库'), image('go', 'Go', 'The Go tool chain'), image('redis', 'Redis', 'written in C, not Go', '内存数据库')];
 
   it('puts the closest first', () => {
     expect(search(all, 'go').map((i) => i.name)).toEqual(['go', 'mongo', 'redis']);

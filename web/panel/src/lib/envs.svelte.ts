@@ -5,6 +5,9 @@ import { ended, type Environment, type FeedMessage, type SessionInfo, type State
 import type { Link } from './term/reconnect.ts';
 import { ResilientSocket } from './term/socket.ts';
 
+/** Close code of a socket whose sign-in ended. */
+export const SIGNED_OUT = 4401;
+
 /** How many seconds of load are kept for the little charts. */
 export const SAMPLES = 60;
 
@@ -31,6 +34,9 @@ class Environments {
   private socket: ResilientSocket | undefined;
   private heard = new Map<string, number>();
   private sequence = 0;
+  /** What a snapshot still owes us before the list is whole. */
+  private owed: Set<string> | undefined;
+  private listed = false;
 
   /** Newest first; those that ended are not in it. */
   readonly current = $derived(Object.values(this.byId).filter((env) => !ended(env)).sort(order));
@@ -52,16 +58,18 @@ class Environments {
         return `${location.origin.replace(/^http/, 'ws')}/api/v1/events`;
       },
       message: (data) => {
-        this.socket?.greeted();
         if (typeof data === 'string') this.take(JSON.parse(data) as FeedMessage);
+        this.socket?.greeted();
       },
       state: (link) => {
         this.link = link;
-        if (link.state === 'open') void this.sync();
+        // An older gateway's hello lists nothing: then ask.
+        if (link.state === 'open' && !this.listed) void this.sync();
       },
-      lost: async (greeted) => {
-        // A refused handshake may be an ended sign-in; asking for anything finds out and acts on it.
-        if (!greeted) await api.get('/me');
+      lost: async (greeted, code) => {
+        this.listed = false;
+        // It may be an ended sign-in; asking for anything finds out and acts on it.
+        if (!greeted || code === SIGNED_OUT) await api.get('/me');
         return false;
       },
     });
@@ -76,6 +84,8 @@ class Environments {
     this.loads = {};
     this.heard.clear();
     this.loaded = false;
+    this.listed = false;
+    this.owed = undefined;
     this.link = { state: 'idle' };
   }
 
@@ -111,8 +121,26 @@ class Environments {
   }
 
   private take(message: FeedMessage): void {
-    if (message.type === 'environment') this.put(message.environment);
-    else if (message.type === 'stats') this.sample(message.environment, message.stats);
+    if (message.type === 'hello') {
+      if (!message.environments) return;
+      this.listed = true;
+      const here = new Set(message.environments);
+      for (const env of Object.values(this.byId)) if (!here.has(env.id) && !ended(env)) this.put({ ...env, state: 'deleted' });
+      this.owed = here;
+      this.paid();
+    } else if (message.type === 'environment') {
+      this.put(message.environment);
+      this.owed?.delete(message.environment.id);
+      this.paid();
+    }
+    if (message.type === 'stats') this.sample(message.environment, message.stats);
+  }
+
+  private paid(): void {
+    if (!this.owed || this.owed.size > 0) return;
+    this.owed = undefined;
+    this.loaded = true;
+    this.trouble = undefined;
   }
 
   private sample(id: string, stats: Stats): void {
@@ -138,17 +166,19 @@ class Environments {
     return env;
   }
 
-  async remove(id: string): Promise<void> {
-    await api.delete(`/environments/${id}`);
+  /** `force`: give the slot back although its node can't be reached. */
+  async remove(id: string, force = false): Promise<void> {
+    const answer = (await api.delete(`/environments/${id}${force ? '?force=true' : ''}`)) as Environment | undefined;
+    if (answer?.id) return this.put(answer);
     const env = this.byId[id];
     if (env && !ended(env) && env.state !== 'failed') this.put({ ...env, state: 'stopping' });
     else if (env?.state === 'failed') this.put({ ...env, state: 'deleted' });
   }
 
   async extend(id: string, seconds: number): Promise<Environment | undefined> {
-    const answer = await api.post<Partial<Environment>>(`/environments/${id}/extend`, { seconds });
+    const answer = await api.post<Environment>(`/environments/${id}/extend`, { seconds });
     const env = this.byId[id];
-    if (env && answer?.deadline) this.put({ ...env, deadline: answer.deadline });
+    if (env) this.put({ ...env, deadline: answer.deadline, latestDeadline: answer.latestDeadline });
     return this.byId[id];
   }
 

@@ -1,10 +1,13 @@
 // The catalogue as a person sees it: in their language, and found by what they type.
 import type { Image } from './api/types.ts';
 import type { Lang } from './i18n/dict.ts';
-import { imageDescriptionsZh } from './i18n/images.ts';
 
 export function describe(image: Image, lang: Lang): string {
-  return (lang === 'zh' && imageDescriptionsZh[image.name]) || image.description;
+  return (lang === 'zh' && image.descriptionZh) || image.description;
+}
+
+export function imageTitle(image: Image, lang: Lang): string {
+  return (lang === 'zh' && image.titleZh) || image.title || image.name;
 }
 
 /** Images that match every word of `query`, those whose name begins with it first. */
@@ -12,8 +15,8 @@ export function search(images: readonly Image[], query: string): Image[] {
   const words = query.toLowerCase().split(/\s+/).filter(Boolean);
   if (words.length === 0) return [...images];
   const rank = (image: Image): number => {
-    const names = [image.title.toLowerCase(), image.name.toLowerCase()];
-    const all = [...names, image.description.toLowerCase(), imageDescriptionsZh[image.name] ?? ''].join('\n');
+    const names = [image.title, image.titleZh ?? '', image.name].map((name) => name.toLowerCase());
+    const all = [...names, image.description.toLowerCase(), image.descriptionZh ?? ''].join('\n');
     if (!words.every((word) => all.includes(word))) return -1;
     if (names.some((name) => name.startsWith(words[0]!))) return 0;
     return names.some((name) => name.includes(words[0]!)) ? 1 : 2;

@@ -5,7 +5,6 @@ export interface User {
   username: string;
   email?: string;
   admin: boolean;
-  disabled?: boolean;
   createdAt: string;
 }
 
@@ -23,6 +22,12 @@ export interface Config {
   maxEnvironments: number;
 }
 
+export interface ListedUser extends User {
+  disabled: boolean;
+  environments?: number;
+  lastLoginAt?: string | null;
+}
+
 export interface SshKey {
   id: number | string;
   name: string;
@@ -35,8 +40,12 @@ export interface Image {
   id: number | string;
   name: string;
   title: string;
+  titleZh?: string;
   description: string;
+  descriptionZh?: string;
   source: string;
+  /** The registry speaks plain HTTP. */
+  insecure?: boolean;
   command: string[] | null;
   logo: string;
   memoryBytes: number;
@@ -45,8 +54,11 @@ export interface Image {
   diskBytes: number;
   netQuotaBytes: number;
   blkQuotaBytes: number;
+  /** 0: the installation's own. */
   lifetimeSeconds: number;
   enabled: boolean;
+  /** Order in the gallery. */
+  position?: number;
 }
 
 export const states = ['queued', 'pulling', 'creating', 'running', 'stopping', 'deleted', 'failed', 'overstep'] as const;
@@ -57,6 +69,7 @@ export interface Environment {
   name: string;
   image: string;
   title: string;
+  titleZh?: string;
   logo: string;
   state: State;
   stage?: string;
@@ -64,12 +77,16 @@ export interface Environment {
   reason?: string;
   hint?: string;
   node?: string;
+  /** False: its node is away; it waits there unharmed. */
+  nodeOnline?: boolean;
   address?: string;
   queuePosition?: number | null;
   createdAt: string;
   startedAt?: string | null;
   endedAt?: string | null;
   deadline?: string | null;
+  /** How far the deadline can be moved. */
+  latestDeadline?: string | null;
   idleTimeoutSeconds?: number;
   memoryBytes: number;
   cpus: number;
@@ -102,7 +119,8 @@ export interface Stats {
 }
 
 export type FeedMessage =
-  | { type: 'hello' }
+  /** A snapshot follows: one message for each of `environments`; what is not listed is gone. */
+  | { type: 'hello'; environments?: string[]; resync?: boolean }
   | { type: 'environment'; environment: Environment }
   | { type: 'stats'; environment: string; stats: Stats };
 
@@ -115,21 +133,25 @@ export interface Node {
   cpus?: number;
   environments?: number;
   maxEnvironments?: number;
+  diskFree?: number;
+  diskTotal?: number;
+  /** Has a tunnel to the gateway. */
+  connected?: boolean;
   updatedAt?: string;
 }
 
 export interface AuditEntry {
   id?: number | string;
   at: string;
-  actor?: string;
   username?: string;
   action: string;
   target?: string;
   detail?: string;
   remoteAddr?: string;
-  ip?: string;
 }
 
 export const pending = (e: Environment): boolean => e.state === 'queued' || e.state === 'pulling' || e.state === 'creating';
+/** What it is called on a page in `lang`. */
+export const titleOf = (e: Environment, lang: string): string => (lang === 'zh' && e.titleZh) || e.title || e.image;
 /** Over: it will never run again. */
 export const ended = (e: Environment): boolean => e.state === 'deleted' || e.state === 'overstep';

@@ -10,8 +10,8 @@ import { ResilientSocket } from './socket.ts';
 export type TermState =
   | { is: 'connecting' }
   | { is: 'connected' }
-  /** `retryAt`: a Date.now() time; undefined while trying. */
-  | { is: 'reconnecting'; retryAt: number | undefined }
+  /** `retryAt`: a Date.now() time; undefined while trying. `hint`: what the server says about it. */
+  | { is: 'reconnecting'; retryAt: number | undefined; hint: string }
   | { is: 'exited'; code: number; reason: string }
   /** The session is not there any more, and nobody knows how it ended. */
   | { is: 'vanished' };
@@ -28,9 +28,25 @@ export interface ConnectionOptions {
   error(message: string): void;
   ensureFresh(): Promise<void>;
   sessions(): Promise<SessionInfo[]>;
+  /** The server says that the sign-in ended: find out, and act on it. */
+  checkSignIn(): Promise<unknown>;
 }
 
 const ACK_DELAY = 150;
+
+// Close codes of the gateway.
+const SIGNED_OUT = 4401;
+const NO_SESSION = 4404;
+
+/** The hint in a close reason, which is JSON `{"code","hint"}` when the gateway closed. */
+export function closeHint(reason: string): string {
+  try {
+    const hint = (JSON.parse(reason) as { hint?: unknown } | null)?.hint;
+    return typeof hint === 'string' ? hint : '';
+  } catch {
+    return '';
+  }
+}
 
 export class Connection {
   private readonly socket: ResilientSocket;
@@ -40,6 +56,8 @@ export class Connection {
   private told = { cols: 0, rows: 0 };
   private was = false;
   private over = false;
+  private hint = '';
+  private waiting: TermState | undefined;
   private ackTimer: ReturnType<typeof setTimeout> | undefined;
 
   constructor(private readonly o: ConnectionOptions) {
@@ -67,10 +85,11 @@ export class Connection {
         if (link.state === 'open') o.state({ is: 'connected' });
         else if (link.state === 'waiting') {
           this.input.disconnect();
-          o.state({ is: 'reconnecting', retryAt });
-        } else if (link.state === 'connecting') o.state(this.was ? { is: 'reconnecting', retryAt: undefined } : { is: 'connecting' });
+          this.hint = '';
+          o.state((this.waiting = { is: 'reconnecting', retryAt, hint: '' }));
+        } else if (link.state === 'connecting') o.state(this.was ? { is: 'reconnecting', retryAt: undefined, hint: this.hint } : { is: 'connecting' });
       },
-      lost: (greeted) => this.whyLost(greeted),
+      lost: (greeted, code, reason) => this.whyLost(greeted, code, reason),
       ping: () => (this.input.busy ? undefined : pingFrame()),
     });
   }
@@ -141,7 +160,14 @@ export class Connection {
   }
 
   /** Asks the gateway what became of the session, since a closed socket does not say. */
-  private async whyLost(greeted: boolean): Promise<boolean> {
+  private async whyLost(greeted: boolean, code: number, reason: string): Promise<boolean> {
+    if (code === NO_SESSION) this.end({ is: 'vanished' });
+    if (code === SIGNED_OUT) await this.o.checkSignIn();
+    const hint = closeHint(reason);
+    if (hint && this.waiting?.is === 'reconnecting' && !this.over) {
+      this.hint = hint;
+      this.o.state({ ...this.waiting, hint });
+    }
     // The first loss of a good connection is nearly always the network: just come back.
     if (greeted || this.over) return false;
     try {

@@ -26,7 +26,11 @@ export class ResilientSocket {
   private socket: WebSocket | undefined;
   private waitTimer: ReturnType<typeof setTimeout> | undefined;
   private quietTimer: ReturnType<typeof setTimeout> | undefined;
-  private readonly onOnline = () => this.nudge();
+  // Another network: what was open before is dead, though nothing has said so yet.
+  private readonly onOnline = () => {
+    if (!this.on.ping) this.drop(0, 'network changed');
+    this.nudge();
+  };
   private readonly onVisible = () => document.visibilityState === 'visible' && this.nudge();
 
   constructor(private readonly on: SocketHandlers) {}
