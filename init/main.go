@@ -25,7 +25,7 @@ func init() { runtime.LockOSThread() }
 
 // server is init's whole state.
 type server struct {
-	epoll, listen, status, signals, children int
+	epoll, listen, status, signals int
 
 	phase    initproto.Phase
 	plan     *initproto.Plan
@@ -60,14 +60,13 @@ func main() {
 		s.log = &logger{files: [2]int{fds[2], fds[3]}}
 	}
 	var err error
-	if s.signals, s.children, err = arrangeSignals(); err != nil {
+	if s.signals, err = arrangeSignals(); err != nil {
 		exit(125)
 	}
 	if s.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		exit(125)
 	}
 	s.watch(s.signals, s.readSignals)
-	s.watch(s.children, s.readChildren)
 	s.watch(s.listen, s.accept)
 	s.loop()
 }
@@ -142,46 +141,6 @@ func milliseconds() int64 {
 	var ts unix.Timespec
 	unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts)
 	return ts.Nano() / 1e6
-}
-
-// readSignals takes what has been sent to us.
-func (s *server) readSignals() {
-	var info unix.SignalfdSiginfo
-	buf := (*[unsafe.Sizeof(info)]byte)(unsafe.Pointer(&info))[:]
-	for {
-		n, err := unix.Read(s.signals, buf)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil || n != len(buf) {
-			break
-		}
-		switch sig := unix.Signal(info.Signo); sig {
-		case unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2:
-			if main := s.find("main"); main != nil && !main.exited {
-				unix.Kill(main.pid, sig)
-			} else if sig == unix.SIGTERM {
-				s.terminate()
-			}
-		}
-	}
-}
-
-// graceMillis is how long processes have to end after a request to.
-const graceMillis = 10_000
-
-// terminate asks everything to end, and ends when it has or when the time is over.
-func (s *server) terminate() {
-	if s.phase == initproto.Ending {
-		return
-	}
-	s.phase = initproto.Ending
-	s.deadline = milliseconds() + graceMillis
-	// Shells ignore SIGTERM when interactive; they heed the loss of their terminal.
-	unix.Kill(-1, unix.SIGTERM)
-	unix.Kill(-1, unix.SIGHUP)
-	unix.Kill(-1, unix.SIGCONT)
-	s.reap()
 }
 
 // reap collects every child that has ended.

@@ -595,7 +595,7 @@ func (s *server) closeStrays(c *conn) {
 		unix.Close(s.proc)
 		s.proc = -1
 	}
-	known := map[int]bool{s.epoll: true, s.listen: true, s.status: true, s.signals: true, s.children: true}
+	known := map[int]bool{s.epoll: true, s.listen: true, s.status: true, s.signals: true, int(signalPipe): true}
 	if s.pts >= 0 {
 		known[s.pts] = true
 	}

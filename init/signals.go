@@ -5,17 +5,18 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/learnos/learnos/internal/initproto"
 )
 
-// Signals reach init in two ways. Those that are wishes (SIGTERM and so on) are blocked since before our exec and read from
-// a signalfd. SIGCHLD can't be: Go's runtime unblocks it on every thread it makes. So it gets a handler of our own, in
-// assembly, that makes an eventfd readable; going by Go's os/signal would put its scheduler, and up to ten milliseconds,
-// between a child's end and our hearing of it.
+// Signals come through a handler of our own, in assembly, that writes their numbers to a pipe. A signalfd is not to be had:
+// Go's runtime unblocks SIGCHLD, SIGTERM and others on every thread it makes. And its own way, os/signal, would put a second
+// thread and up to ten milliseconds of its scheduler between a child's end and our hearing of it.
 
 var (
-	childWake                         int32      // the eventfd, for the handler
-	childOne                          uint64 = 1 // what the handler writes to it
-	childHandlerAddr, childReturnAddr uintptr
+	signalPipe                          int32 // for the handler
+	signalBytes                         [65]byte
+	signalHandlerAddr, signalReturnAddr uintptr
 )
 
 // sigaction is struct sigaction as rt_sigaction(2) takes it.
@@ -34,34 +35,73 @@ func setAction(sig unix.Signal, act *sigaction) {
 	syscall.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(sig), uintptr(unsafe.Pointer(act)), 0, 8, 0, 0)
 }
 
-// arrangeSignals gives every signal that Go's runtime does not need its default action back: those our creator ignored, and
-// the faults, for the kernel shields PID 1 from a signal sent inside unless a handler is installed, and Go's would crash on
-// a mere kill -SEGV 1. It returns a signalfd and an eventfd.
-func arrangeSignals() (signals, children int, err error) {
-	// Two real-time signals are the runtime's own (of which one makes AllThreadsSyscall work), SIGURG its preemption.
+// arrangeSignals returns the pipe that signals arrive in. Those that mean nothing to us get their default action back: some
+// our creator may have ignored, and for some Go's runtime has installed handlers. The kernel shields PID 1 from a signal
+// sent inside unless a handler is installed, and Go's would crash on a mere kill -SEGV 1.
+func arrangeSignals() (int, error) {
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		return -1, err
+	}
+	signalPipe = int32(p[1])
+	for i := range signalBytes {
+		signalBytes[i] = byte(i)
+	}
+	ours := sigaction{handler: signalHandlerAddr, restorer: signalReturnAddr, flags: saRestorer | saOnStack | saRestart, mask: ^uint64(0)}
+	// Above 31 there are the runtime's own, of which one makes AllThreadsSyscall work; SIGURG is its preemption.
 	for sig := unix.Signal(1); sig < 32; sig++ {
-		if sig != unix.SIGCHLD && sig != unix.SIGURG {
+		switch sig {
+		case unix.SIGURG:
+		case unix.SIGCHLD, unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2:
+			setAction(sig, &ours)
+		default:
 			setAction(sig, &sigaction{})
 		}
 	}
-	children, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
-	if err != nil {
-		return -1, -1, err
-	}
-	childWake = int32(children)
-	setAction(unix.SIGCHLD, &sigaction{handler: childHandlerAddr, restorer: childReturnAddr,
-		flags: saRestorer | saOnStack | saRestart, mask: ^uint64(0)})
-	every := &unix.Sigset_t{}
-	for i := range every.Val {
-		every.Val[i] = ^every.Val[i]
-	}
-	signals, err = unix.Signalfd(-1, every, unix.SFD_CLOEXEC|unix.SFD_NONBLOCK)
-	return signals, children, err
+	return p[0], nil
 }
 
-// readChildren takes note of ended children.
-func (s *server) readChildren() {
-	var b [8]byte
-	unix.Read(s.children, b[:])
+// readSignals takes what has been sent to us: ends of children, and wishes, which are Main's to grant.
+func (s *server) readSignals() {
+	var buf [64]byte
+	for {
+		n, err := unix.Read(s.signals, buf[:])
+		if err == unix.EINTR {
+			continue
+		}
+		if n <= 0 {
+			break
+		}
+		for _, b := range buf[:n] {
+			sig := unix.Signal(b)
+			if sig == unix.SIGCHLD {
+				continue
+			}
+			if main := s.find("main"); main != nil && !main.exited {
+				unix.Kill(main.pid, sig)
+			} else if sig == unix.SIGTERM {
+				s.terminate()
+			}
+		}
+	}
 	s.reap()
+}
+
+// graceMillis is how long processes have to end after a request to.
+const graceMillis = 10_000
+
+// terminate asks everything to end, and ends when it has or when the time is over.
+func (s *server) terminate() {
+	if s.phase == initproto.Ending {
+		return
+	}
+	s.phase = initproto.Ending
+	s.deadline = milliseconds() + graceMillis
+	unix.Kill(-1, unix.SIGTERM)
+	unix.Kill(-1, unix.SIGCONT)
+	for _, session := range s.sessions {
+		if session.tty && !session.exited {
+			unix.Kill(session.pid, unix.SIGHUP) // an interactive shell ignores SIGTERM, but heeds the loss of its terminal
+		}
+	}
 }

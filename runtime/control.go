@@ -31,7 +31,7 @@ func listenControl(dir *os.File) (*os.File, error) {
 	f := os.NewFile(uintptr(fd), controlName)
 	err = unix.Bind(fd, &unix.SockaddrUnix{Name: socketPath(dir)})
 	if err == nil {
-		err = unix.Listen(fd, 128)
+		err = unix.Listen(fd, 4096)
 	}
 	if err != nil {
 		f.Close()
@@ -68,17 +68,16 @@ func (c *Container) call(ctx context.Context, request *initproto.Request, fds []
 		return nil, nil, c.ended(err)
 	}
 	defer dir.Close()
-	conn, err := (&net.Dialer{}).DialContext(ctx, "unixpacket", socketPath(dir))
+	socket, err := dialControl(ctx, dir)
 	if err != nil {
 		return nil, nil, c.ended(err)
 	}
-	defer conn.Close()
-	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	defer socket.Close()
+	stop := context.AfterFunc(ctx, func() { socket.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	if timeout >= 0 {
-		conn.SetDeadline(time.Now().Add(timeout))
+		socket.SetDeadline(time.Now().Add(timeout))
 	}
-	socket := conn.(*net.UnixConn)
 	var oob []byte
 	if len(fds) > 0 {
 		oob = unix.UnixRights(fds...)
@@ -110,6 +109,25 @@ func (c *Container) call(ctx context.Context, request *initproto.Request, fds []
 		return nil, nil, replyError(c.id, reply)
 	}
 	return reply, files, nil
+}
+
+// dialControl connects to a container's init. A full backlog, which Linux reports as EAGAIN, is waited out: init empties it
+// unless it is paused.
+func dialControl(ctx context.Context, dir *os.File) (*net.UnixConn, error) {
+	for try := 0; ; try++ {
+		conn, err := (&net.Dialer{}).DialContext(ctx, "unixpacket", socketPath(dir))
+		if err == nil {
+			return conn.(*net.UnixConn), nil
+		}
+		if !errors.Is(err, syscall.EAGAIN) || try == 1000 {
+			return nil, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(time.Millisecond):
+		}
+	}
 }
 
 // ended turns a failure to reach init into what it means.

@@ -309,8 +309,7 @@ func (b *birth) steps() *rawfork.Program {
 	if b.o.DieWithParent { // it may have died before that
 		p.Add("parent", rawfork.Alive, unix.SYS_RECVFROM, b.sync[1].Fd(), one, 1, unix.MSG_DONTWAIT, 0, 0)
 	}
-	every := []byte{255, 255, 255, 255, 255, 255, 255, 255}
-	p.Add("block signals", rawfork.Must, unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, p.Bytes(every), 0, 8)
+	p.Add("signals", rawfork.Must, unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, p.Bytes(make([]byte, 8)), 0, 8)
 	for fd := range uintptr(3) {
 		p.Add("standard descriptors", rawfork.Must, unix.SYS_DUP3, b.null.Fd(), fd, 0)
 	}
