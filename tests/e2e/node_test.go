@@ -136,7 +136,7 @@ func TestDebianInstallsAndServesSSH(t *testing.T) {
 	}
 	port := l.Addr().(*net.TCPAddr).Port
 	l.Close()
-	n.must("run", "-d", "--name", "prison", "--memory", "512M", "--cpus", "1", "--pids", "200", "-p", fmt.Sprintf("%d:22", port), "debootstrap:bookworm", "sleep", "infinity")
+	n.must("run", "-d", "--name", "prison", "--hostname", "prison", "--memory", "512M", "--cpus", "1", "--pids", "200", "-p", fmt.Sprintf("%d:22", port), "debootstrap:bookworm", "sleep", "infinity")
 	n.must("exec", "prison", "sh", "-c", "apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends openssh-server >/dev/null 2>&1 && mkdir -p /run/sshd /root/.ssh")
 	key := filepath.Join(t.TempDir(), "id")
 	if out, err := exec.Command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key).CombinedOutput(); err != nil {

@@ -213,7 +213,7 @@ func TestTopSurvivesKills(t *testing.T) {
 		}
 		run(t, tab, "top after kill -9 of "+name, changes(), changes())
 	}
-	run(t, tab, "leave top", typing("q"), see("ended"))
+	run(t, tab, "leave top", typing("q"), chromedp.WaitVisible(testid("term-state")+`[data-state="exited"]`))
 }
 
 // changes waits until the terminal shows something it did not show before.

@@ -219,7 +219,13 @@ func (c *Client) Attach(ctx context.Context, env, session string, offset int64) 
 	if err != nil {
 		return nil, err
 	}
-	return &Terminal{ws: ws}, nil
+	t := &Terminal{ws: ws}
+	// The node says hello first; a node that is away closes instead.
+	if err := t.Read(ctx); err != nil {
+		ws.Close()
+		return nil, err
+	}
+	return t, nil
 }
 
 // Type sends what a person types.
