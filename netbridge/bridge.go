@@ -145,10 +145,7 @@ func (b *Bridge) ensure() error {
 	if b.rules, err = newRules(b.cfg, b.subnet, networks); err != nil {
 		return err
 	}
-	var live []*Attachment
-	for _, l := range all {
-		live = append(live, b.attachment(l))
-	}
+	live := b.attachments(all)
 	if err := b.ensurePorts(live); err != nil {
 		return err
 	}
@@ -205,11 +202,7 @@ func (b *Bridge) reload() error {
 	if err != nil {
 		return err
 	}
-	var live []*Attachment
-	for _, l := range all {
-		live = append(live, b.attachment(l))
-	}
-	return b.rules.load(live)
+	return b.rules.load(b.attachments(all))
 }
 
 // uplinkMTU is the smallest MTU of the links with a default route: a larger one inside would send packets that
@@ -244,7 +237,7 @@ func (b *Bridge) ensureLink() (netlink.Link, error) {
 	if err != nil {
 		off := false
 		attrs := netlink.NewLinkAttrs()
-		attrs.Name, attrs.MTU = b.cfg.Name, b.mtu
+		attrs.Name = b.cfg.Name
 		err := b.h.LinkAdd(&netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: &off})
 		if err != nil && !errors.Is(err, unix.EEXIST) {
 			return nil, fmt.Errorf("create bridge: %w", err)
@@ -256,6 +249,7 @@ func (b *Bridge) ensureLink() (netlink.Link, error) {
 	if link.Type() != "bridge" {
 		return nil, fmt.Errorf("%s is a %s link already: choose another bridge name", b.cfg.Name, link.Type())
 	}
+	// Set afterwards, and so by a person as the kernel sees it, it stays when the last port goes.
 	if link.Attrs().MTU != b.mtu {
 		if err := b.h.LinkSetMTU(link, b.mtu); err != nil {
 			return nil, fmt.Errorf("set MTU %d: %w", b.mtu, err)

@@ -187,3 +187,11 @@ func (b *Bridge) attachment(l *lease) *Attachment {
 		MAC: macOf(l.IP), HostIf: b.linkName(l.IP), Hostname: l.Hostname, Ports: l.Ports, NetUp: l.NetUp, NetDown: l.NetDown,
 	}
 }
+
+func (b *Bridge) attachments(all []*lease) []*Attachment {
+	out := make([]*Attachment, len(all))
+	for i, l := range all {
+		out[i] = b.attachment(l)
+	}
+	return out
+}

@@ -291,10 +291,7 @@ func TestManyProcessesGetUniqueAddresses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var all []*Attachment
-	for _, l := range leases {
-		all = append(all, b.attachment(l))
-	}
+	all := b.attachments(leases)
 	if len(all) != 60 || !b.rules.loaded(all) {
 		t.Errorf("%d leases, and the rules do not hold just them", len(all))
 	}
