@@ -297,7 +297,10 @@ func (s *server) devices(root int, p *initproto.Plan) *fault {
 func (s *server) device(root int, d *initproto.Device, userNS bool) *fault {
 	what := "device " + d.Path
 	number := unix.Mkdev(d.Major, d.Minor)
-	if !userNS {
+	if d.Mode&unix.S_IFMT == unix.S_IFIFO {
+		number = 0
+	}
+	if !userNS || d.Mode&unix.S_IFMT == unix.S_IFIFO {
 		dir, name := parent(d.Path)
 		above, err := makeDirectory(root, dir)
 		if err != nil {
@@ -551,6 +554,11 @@ func (s *server) pivot(root int, p *initproto.Plan) *fault {
 	if unix.Fstat(root, &ours) != nil || unix.Stat("/", &now) != nil || ours.Dev != now.Dev || ours.Ino != now.Ino {
 		return invalid("the root is not the one that was prepared")
 	}
+	return rootAttributes(root, p)
+}
+
+// rootAttributes makes the root read-only and what it is to share with other mounts, if so asked.
+func rootAttributes(root int, p *initproto.Plan) *fault {
 	attr := &unix.MountAttr{Propagation: p.RootPropagation &^ unix.MS_REC}
 	flags := uint(unix.AT_EMPTY_PATH)
 	if p.RootReadonly {

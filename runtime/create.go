@@ -33,11 +33,13 @@ var namespaceKinds = map[specs.LinuxNamespaceType]struct {
 	specs.IPCNamespace:     {unix.CLONE_NEWIPC, "ipc"},
 	specs.NetworkNamespace: {unix.CLONE_NEWNET, "net"},
 	specs.CgroupNamespace:  {unix.CLONE_NEWCGROUP, "cgroup"},
+	specs.TimeNamespace:    {unix.CLONE_NEWTIME, "time"},
 }
 
 // namespaces is what a Spec says about them.
 type namespaces struct {
 	flags uintptr // to be made
+	time  bool    // make a time namespace, too: clone(2) has no room for its flag
 	join  []join  // by path; the user namespace last, for with it goes the right to join the host's others
 }
 
@@ -62,6 +64,8 @@ func parseNamespaces(linux *specs.Linux) (*namespaces, error) {
 		}
 		seen[ns.Type] = true
 		switch {
+		case ns.Path == "" && ns.Type == specs.TimeNamespace:
+			n.time = true
 		case ns.Path == "":
 			n.flags |= kind.flag
 		case ns.Type == specs.MountNamespace:
@@ -175,6 +179,9 @@ func (r *Runtime) checkSpec(o *CreateOptions) (*namespaces, *plan, error) {
 	if o.Log != nil && (o.Main == nil || o.Main.TTY) {
 		return nil, nil, errors.New("a log needs a Main without a TTY")
 	}
+	if ns, err := parseNamespaces(l); err == nil && ns.time {
+		return nil, nil, errors.New("a time namespace is not supported")
+	}
 	if len(l.TimeOffsets) > 0 || l.IntelRdt != nil || l.MemoryPolicy != nil || l.Personality != nil || len(l.NetDevices) > 0 {
 		return nil, nil, errors.New("timeOffsets, intelRdt, memoryPolicy, personality and netDevices are not supported")
 	}
@@ -214,6 +221,10 @@ type birth struct {
 	joins   []*os.File
 	sync    [2]*os.File // parent, child
 	program rawfork.Program
+
+	// For an init that becomes the user's process: it keeps our standard descriptors and this many after them.
+	becomes  bool
+	preserve int
 }
 
 func (b *birth) close() { closeFiles(b.files) }
@@ -294,6 +305,11 @@ func (b *birth) steps() *rawfork.Program {
 		p.Add("fork", rawfork.Fork, unix.SYS_CLONE, b.cloneFlags()|unix.CLONE_PARENT|uintptr(unix.SIGCHLD), 0, 0, 0, 0)
 		p.Add("parent death signal", rawfork.Must, unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
 	}
+	if b.ns.time {
+		// It is entered at the exec below (Linux 6.1); until a process is in it, its clocks can be set from outside.
+		p.Add("time namespace", rawfork.Must, unix.SYS_UNSHARE, unix.CLONE_NEWTIME)
+		p.Add("report the time namespace", rawfork.Must, unix.SYS_WRITE, b.sync[1].Fd(), zero, 1)
+	}
 	p.Add("go-ahead", rawfork.Byte, unix.SYS_READ, b.sync[1].Fd(), one, 1)
 	if userNS || b.ns.makes(unix.CLONE_NEWUSER) {
 		p.Add("setgid", rawfork.Must, unix.SYS_SETRESGID, 0, 0, 0)
@@ -311,10 +327,16 @@ func (b *birth) steps() *rawfork.Program {
 	}
 	p.Add("signals", rawfork.Must, unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, p.Bytes(make([]byte, 8)), 0, 8)
 	for fd := range uintptr(3) {
+		if b.becomes {
+			break
+		}
 		p.Add("standard descriptors", rawfork.Must, unix.SYS_DUP3, b.null.Fd(), fd, 0)
 	}
 	p.Add("close descriptors", rawfork.Must, unix.SYS_CLOSE_RANGE, 3, 1<<32-1, unix.CLOSE_RANGE_CLOEXEC)
 	list := ""
+	for fd := range uintptr(b.preserve) {
+		p.Add("keep descriptor", rawfork.Must, unix.SYS_FCNTL, 3+fd, unix.F_SETFD, 0)
+	}
 	for _, f := range b.keep {
 		p.Add("keep descriptor", rawfork.Must, unix.SYS_FCNTL, f.Fd(), unix.F_SETFD, 0)
 		list += "," + strconv.Itoa(int(f.Fd()))
@@ -325,6 +347,9 @@ func (b *birth) steps() *rawfork.Program {
 		"INIT_FDS=" + list[1:],
 		// One processor, a small heap, no signals to preempt with: init is one loop.
 		"GOMAXPROCS=1", "GOGC=50", "GOMEMLIMIT=8MiB", "GODEBUG=asyncpreemptoff=1",
+	}
+	if b.becomes {
+		env = append(env, "INIT_PROCESS=1")
 	}
 	p.Add("exec", rawfork.Must, unix.SYS_EXECVEAT, b.image.Fd(), p.String(""), p.Strings([]string{"init"}), p.Strings(env), unix.AT_EMPTY_PATH)
 	return p

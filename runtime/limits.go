@@ -60,8 +60,13 @@ func (g *cgroup) apply(r *specs.LinuxResources, wholeOOM bool) error {
 		}
 		l.set("rdma limit", "rdma", "rdma.max", "rdma.max", v, v)
 	}
-	if r.Network != nil && (r.Network.ClassID != nil || len(r.Network.Priorities) > 0) {
-		l.fail("network class and priority", errors.New("not offered: traffic is shaped on the link"))
+	if n := r.Network; n != nil {
+		if n.ClassID != nil {
+			l.set("network class", "net_cls", "net_cls.classid", "", strconv.FormatUint(uint64(*n.ClassID), 10), "")
+		}
+		for _, p := range n.Priorities {
+			l.set("network priority", "net_prio", "net_prio.ifpriomap", "", fmt.Sprintf("%s %d", p.Name, p.Priority), "")
+		}
 	}
 	for file, value := range r.Unified {
 		l.unified(file, value)
@@ -146,6 +151,9 @@ func (l *limits) memory(m *specs.LinuxMemory, wholeOOM bool) {
 	if m.Reservation != nil {
 		v := strconv.FormatInt(*m.Reservation, 10)
 		l.set("memory reservation", "memory", "memory.soft_limit_in_bytes", "memory.low", v, v)
+	}
+	if m.Kernel != nil {
+		l.set("kernel memory limit", "memory", "memory.kmem.limit_in_bytes", "", strconv.FormatInt(*m.Kernel, 10), "")
 	}
 	if m.KernelTCP != nil {
 		l.set("kernel TCP memory limit", "memory", "memory.kmem.tcp.limit_in_bytes", "", strconv.FormatInt(*m.KernelTCP, 10), "")

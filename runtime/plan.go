@@ -240,7 +240,7 @@ func (p *plan) devices(extra []specs.LinuxDevice) error {
 		case "b":
 			out.Mode |= unix.S_IFBLK
 		case "p":
-			return fmt.Errorf("device %s: FIFOs are not supported", d.Path)
+			out.Mode |= unix.S_IFIFO
 		default:
 			return fmt.Errorf("device %s: type %q is not c, b or u", d.Path, d.Type)
 		}
@@ -251,7 +251,7 @@ func (p *plan) devices(extra []specs.LinuxDevice) error {
 			out.GID = *d.GID
 		}
 		out.Host = hostDevice(out)
-		if p.UserNS && out.Host == "" {
+		if p.UserNS && out.Host == "" && d.Type != "p" {
 			return fmt.Errorf("device %s: the host has no node for %s %d:%d to lend", d.Path, d.Type, d.Major, d.Minor)
 		}
 		if i := slices.IndexFunc(p.Devices, func(x initproto.Device) bool { return x.Path == out.Path }); i >= 0 {

@@ -49,6 +49,8 @@ const (
 	CloseStdin
 	// Ping has no body. Answer: the Phase.
 	Ping
+	// Begin has no body: it lets a Process go on to its exec. Nothing but an error is answered; success closes the connection.
+	Begin
 )
 
 // Phase says how far init is.
@@ -203,9 +205,54 @@ type Plan struct {
 	SeccompFlags  uint32
 	SeccompOnInit bool
 	Main          *Session
+	// Process, set instead of Main, is what init itself becomes by exec.
+	Process *Process
 	// LogMax bounds each of the two log files; 0 without a log.
 	LogMax int64
 }
+
+// Process is a program that init becomes: the container's first one (which the rest of the Plan makes the container for),
+// or, with Join, one more in a container that is already there, of whose Plan only the confinement counts.
+type Process struct {
+	Args, Env []string
+	Cwd       string
+	UID, GID  uint32
+	Join      bool
+	// Now goes on to exec without the first answer and without waiting for Begin.
+	Now        bool
+	Terminal   bool
+	Cols, Rows uint16
+	// Preserve is how many descriptors from 3 on the process inherits.
+	Preserve uint16
+	// RootPath is where the host knows the root: it is attached there for the createContainer hooks to find.
+	RootPath           string
+	NoPivot, NoKeyring bool
+	CreateContainer    []Hook
+	StartContainer     []Hook
+	Creating, Created  string // the state for hooks, with HookPID where the process id belongs
+	ListenPID          bool   // adds LISTEN_PID to the environment (sd_listen_fds(3))
+	SetPersonality     bool
+	Personality        uint32
+	SetIOPriority      bool
+	IOPriority         uint32 // as ioprio_set(2) takes it
+	Scheduler          []byte // struct sched_attr of sched_setattr(2), or empty
+	Affinity           []byte // a CPU mask for sched_setaffinity(2), or empty
+	FinalAffinity      []byte // the same, set last
+	MemoryPolicy       []byte // a node mask for set_mempolicy(2)
+	MemoryPolicyMode   uint32
+	SetMemoryPolicy    bool
+}
+
+// Hook is a program to run at a point of the container's life, with its state on standard input.
+type Hook struct {
+	Path      string
+	Args, Env []string
+	// Seconds is how long it may take; 0: as long as it likes.
+	Seconds uint32
+}
+
+// HookPID stands in a state for the process id that only the process itself knows.
+const HookPID = "\x01"
 
 // ErrMalformed says that a message is not one.
 var ErrMalformed = errors.New("initproto: malformed message")
