@@ -38,13 +38,7 @@ func (g *cgroup) apply(r *specs.LinuxResources, wholeOOM bool) error {
 	l := &limits{g: g}
 	l.memory(r.Memory, wholeOOM)
 	l.cpu(r.CPU)
-	if r.Pids != nil && r.Pids.Limit != nil {
-		value := "max"
-		if *r.Pids.Limit > 0 {
-			value = strconv.FormatInt(*r.Pids.Limit, 10)
-		}
-		l.set("process limit", "pids", "pids.max", "pids.max", value, value)
-	}
+	l.pids(r.Pids)
 	l.blkio(r.BlockIO)
 	for _, h := range r.HugepageLimits {
 		v := strconv.FormatUint(h.Limit, 10)
@@ -73,6 +67,17 @@ func (g *cgroup) apply(r *specs.LinuxResources, wholeOOM bool) error {
 	}
 	l.devices(r.Devices)
 	return errors.Join(l.errs...)
+}
+
+func (l *limits) pids(p *specs.LinuxPids) {
+	if p == nil || p.Limit == nil {
+		return
+	}
+	value := "max"
+	if *p.Limit > 0 {
+		value = strconv.FormatInt(*p.Limit, 10)
+	}
+	l.set("process limit", "pids", "pids.max", "pids.max", value, value)
 }
 
 func (l *limits) fail(what string, err error) {

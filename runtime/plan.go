@@ -27,7 +27,8 @@ var rlimits = map[string]int{
 // plan is a Spec in init's words, with what is to be opened on the host for it.
 type plan struct {
 	initproto.Plan
-	binds []bind // in the order of their Mounts, whose FD is filled at Start
+	warnings []string // what the specification wants said rather than refused
+	binds    []bind   // in the order of their Mounts, whose FD is filled at Start
 }
 
 // bind is a mount whose source is a path of the host (or, for an id-mapped one, needs the host's rights).
@@ -71,7 +72,9 @@ func buildPlan(o *CreateOptions, ns *namespaces, hs *hierarchies) (*plan, error)
 	if p.RootPropagation, err = parsePropagation(l.RootfsPropagation); err != nil {
 		return nil, err
 	}
-	if p.Caps, err = parseCaps(proc.Capabilities); err != nil {
+	if o.group != nil {
+		p.Caps, p.warnings = grantableCaps(proc.Capabilities, p.UserNS)
+	} else if p.Caps, err = parseCaps(proc.Capabilities); err != nil {
 		return nil, err
 	}
 	for _, r := range proc.Rlimits {
@@ -97,6 +100,9 @@ func buildPlan(o *CreateOptions, ns *namespaces, hs *hierarchies) (*plan, error)
 	}
 	if err := p.mounts(s, ns, o, hs); err != nil {
 		return nil, err
+	}
+	if o.group != nil && !slices.ContainsFunc(p.binds, func(b bind) bool { return p.Mounts[b.mount].Dest == "/dev" }) {
+		p.OwnDev = true // the specification wants the default devices in every container
 	}
 	if err := p.devices(l.Devices); err != nil {
 		return nil, err
