@@ -164,7 +164,13 @@ func (s *server) container(p *initproto.Plan, c *conn) *fault {
 			return failed("cgroup namespace", err)
 		}
 	}
-	if f := attachBundle(root, p); f != nil {
+	if x.Detached {
+		// A tree can only be mounted upon in the namespace that it was taken from.
+		if tree, err := unix.OpenTree(unix.AT_FDCWD, x.RootPath, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE); err == nil {
+			root = tree
+			defer unix.Close(tree)
+		}
+	} else if f := attachBundle(root, p); f != nil {
 		return f
 	}
 	for i := range p.Mounts {
@@ -201,7 +207,21 @@ func (s *server) container(p *initproto.Plan, c *conn) *fault {
 	if f := s.mask(root, p.Masked); f != nil {
 		return f
 	}
-	if x.NoPivot {
+	switch {
+	case x.Detached:
+		// The mount namespace is somebody else's: the root stays a tree of its own, which nobody there sees, and ends
+		// with the last process in it.
+		if err := unix.Fchdir(root); err != nil {
+			return failed("enter the root", err)
+		}
+		if f := rootAttributes(root, p); f != nil {
+			return f
+		}
+		if err := unix.Chroot("."); err != nil {
+			return failed("chroot", err)
+		}
+		return nil
+	case x.NoPivot:
 		return moveRoot(root, p)
 	}
 	return s.pivot(root, p)
@@ -318,6 +338,9 @@ func executable(x *initproto.Process) ([]string, *fault) {
 	if len(x.Args) == 0 || x.Args[0] == "" {
 		return nil, invalid("no command given")
 	}
+	if x.Args[0] == "/" { // none: this container will never begin
+		return x.Args, nil
+	}
 	env := x.Env
 	if _, there := variable(env, "PATH"); !there {
 		env = append([]string{"PATH=" + usualPath}, env...)
@@ -385,6 +408,14 @@ func (s *server) become(p *initproto.Plan, paths []string, slave int) *fault {
 	if err != nil {
 		return failed("working directory "+strconvQuote(cwdOf(x)), err)
 	}
+	if err := unix.Fchdir(cwd); err != nil {
+		return failed("working directory "+strconvQuote(cwdOf(x)), err)
+	}
+	var buf [unix.PathMax]byte
+	if n, err := unix.Getcwd(buf[:]); err != nil || n == 0 || buf[0] != '/' {
+		return invalid("working directory " + strconvQuote(cwdOf(x)) + " is outside of the container")
+	}
+	unix.Close(cwd)
 	// From here on descriptors that we know nothing of close at exec; those to be handed on were put first by our creator.
 	if errno := raw(unix.SYS_CLOSE_RANGE, 3+uintptr(x.Preserve), 1<<32-1, unix.CLOSE_RANGE_CLOEXEC); errno != 0 {
 		return failed("close descriptors", errno)
@@ -424,13 +455,6 @@ func (s *server) become(p *initproto.Plan, paths []string, slave int) *fault {
 	}
 	if f := identify(p, raw); f != nil {
 		return f
-	}
-	if err := unix.Fchdir(cwd); err != nil {
-		return failed("working directory "+strconvQuote(cwdOf(x)), err)
-	}
-	var buf [unix.PathMax]byte
-	if n, err := unix.Getcwd(buf[:]); err != nil || n == 0 || buf[0] != '/' {
-		return invalid("working directory " + strconvQuote(cwdOf(x)) + " is outside of the container")
 	}
 	if f := runHooks(x.StartContainer, x.Created); f != nil {
 		return f

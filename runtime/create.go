@@ -68,8 +68,6 @@ func parseNamespaces(linux *specs.Linux) (*namespaces, error) {
 			n.time = true
 		case ns.Path == "":
 			n.flags |= kind.flag
-		case ns.Type == specs.MountNamespace:
-			return nil, errors.New("joining a mount namespace is not supported: every container has a root of its own")
 		case ns.Type == specs.UserNamespace:
 			user = append(user, join{kind.flag, ns.Path})
 		default:
@@ -77,9 +75,6 @@ func parseNamespaces(linux *specs.Linux) (*namespaces, error) {
 		}
 	}
 	n.join = append(n.join, user...)
-	if !n.makes(unix.CLONE_NEWNS) {
-		return nil, errors.New("a mount namespace is required: without one the host's own mounts would be changed")
-	}
 	if n.makes(unix.CLONE_NEWUSER) && (len(linux.UIDMappings) == 0 || len(linux.GIDMappings) == 0) {
 		return nil, errors.New("a user namespace needs uidMappings and gidMappings")
 	}
@@ -192,6 +187,9 @@ func (r *Runtime) checkSpec(o *CreateOptions) (*namespaces, *plan, error) {
 	ns, err := parseNamespaces(l)
 	if err != nil {
 		return nil, nil, err
+	}
+	if !ns.makes(unix.CLONE_NEWNS) {
+		return nil, nil, errors.New("a mount namespace of the container's own is required: without one the host's mounts would be changed")
 	}
 	// The rest is checked where it is translated; doing that now means that Start has nothing left to refuse.
 	plan, err := buildPlan(o, ns, r.hierarchies)

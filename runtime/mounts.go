@@ -198,7 +198,9 @@ func (p *plan) bindMount(dest string, m specs.Mount, f mountFlags) error {
 	if !filepath.IsAbs(m.Source) {
 		return fmt.Errorf("the source %q is not an absolute path of the host", m.Source)
 	}
-	if len(f.data) > 0 {
+	if len(f.data) > 0 && p.lenient {
+		p.warnings = append(p.warnings, fmt.Sprintf("mount %s: option %q means nothing to a bind mount", dest, f.data[0]))
+	} else if len(f.data) > 0 {
 		return fmt.Errorf("option %q means nothing to a bind mount", f.data[0])
 	}
 	info, err := os.Stat(m.Source)

@@ -237,9 +237,11 @@ func (g *cgroup) createFresh() (made bool, err error) {
 func (m *OCI) check(co *CreateOptions, o *OCIOptions) (*namespaces, *plan, error) {
 	s := o.Spec
 	l, proc := s.Linux, s.Process
+	if proc == nil {
+		proc = &specs.Process{Cwd: "/"}
+		s.Process = proc
+	}
 	switch {
-	case proc == nil:
-		return nil, nil, errors.New("the configuration has no process")
 	case s.Root == nil || !filepath.IsAbs(s.Root.Path):
 		return nil, nil, errors.New("the configuration has no root path")
 	case l.IntelRdt != nil:
@@ -265,6 +267,9 @@ func (m *OCI) check(co *CreateOptions, o *OCIOptions) (*namespaces, *plan, error
 		return nil, nil, err
 	}
 	x := p.Process
+	if x.Detached = !ns.makes(unix.CLONE_NEWNS); x.Detached && !kernelAtLeast(6, 15) {
+		return nil, nil, errors.New("a container without a mount namespace of its own needs Linux 6.15: before, the host's mounts would be changed")
+	}
 	x.Preserve, x.NoPivot, x.NoKeyring, x.ListenPID = uint16(o.Preserve), o.NoPivot, o.NoKeyring, o.ListenPID
 	x.RootPath, x.Creating, x.Created = s.Root.Path, o.Creating, o.Created
 	if h := s.Hooks; h != nil {
@@ -316,9 +321,16 @@ var (
 		"MPOL_F_NUMA_BALANCING": 1 << 13}
 )
 
+// noProcess stands for a command that is not there, and can't be one.
+const noProcess = "/"
+
 // processWords translates a process but for what confines it, which is the plan's.
 func processWords(p *specs.Process, l *specs.Linux) (*initproto.Process, error) {
-	s, err := sessionWords(SessionSpec{Args: p.Args, Env: p.Env, Cwd: p.Cwd})
+	args := p.Args
+	if len(args) == 0 { // the specification lets one be created, but not started
+		args = []string{noProcess}
+	}
+	s, err := sessionWords(SessionSpec{Args: args, Env: p.Env, Cwd: p.Cwd})
 	if err != nil {
 		return nil, fmt.Errorf("process: %w", err)
 	}

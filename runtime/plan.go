@@ -27,6 +27,7 @@ var rlimits = map[string]int{
 // plan is a Spec in init's words, with what is to be opened on the host for it.
 type plan struct {
 	initproto.Plan
+	lenient  bool     // warn where everybody else lets pass
 	warnings []string // what the specification wants said rather than refused
 	binds    []bind   // in the order of their Mounts, whose FD is filled at Start
 }
@@ -53,6 +54,7 @@ func buildPlan(o *CreateOptions, ns *namespaces, hs *hierarchies) (*plan, error)
 		Masked: l.MaskedPaths, Readonly: l.ReadonlyPaths,
 		Groups: proc.User.AdditionalGids,
 	}}
+	p.lenient = o.group != nil
 	joined := func(flag uintptr) bool {
 		return slices.ContainsFunc(ns.join, func(j join) bool { return j.flag == flag })
 	}

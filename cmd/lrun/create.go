@@ -68,12 +68,15 @@ func complete(s *specs.Spec, bundle string) error {
 		return errors.New("config.json: this is a runtime for Linux, and there is a section for another platform")
 	case s.Root == nil || s.Root.Path == "":
 		return errors.New("config.json: root.path is missing")
-	case s.Process == nil || len(s.Process.Args) == 0:
+	case s.Process != nil && len(s.Process.Args) == 0:
 		return errors.New("config.json: process.args is missing")
-	case !filepath.IsAbs(s.Process.Cwd):
+	case s.Process != nil && !filepath.IsAbs(s.Process.Cwd):
 		return fmt.Errorf("config.json: process.cwd %q is not an absolute path", s.Process.Cwd)
 	case s.Linux == nil:
 		return errors.New("config.json: the linux section is missing")
+	}
+	if s.Process == nil { // may be created, but not started
+		s.Process = &specs.Process{Cwd: "/"}
 	}
 	if !filepath.IsAbs(s.Root.Path) {
 		s.Root.Path = filepath.Join(bundle, s.Root.Path)
@@ -182,7 +185,7 @@ func (a *app) make(id string, b *birth, listen bool) (_ *made, err error) {
 		return nil, err
 	}
 	r := &record{ID: id, Boot: bootID(), Bundle: bundle, Rootfs: spec.Root.Path, Created: time.Now().UTC(), OCIVersion: specs.Version,
-		Annotations: spec.Annotations, Creating: true}
+		Annotations: spec.Annotations, Creating: true, NoProcess: len(spec.Process.Args) == 0}
 	for _, ns := range spec.Linux.Namespaces {
 		r.PIDNamespace = r.PIDNamespace || ns.Type == specs.PIDNamespace
 	}
@@ -341,6 +344,10 @@ func start(a *app, args []string) error {
 	if status := a.status(r); status != "created" {
 		return fmt.Errorf("container %q is %s, not created: it can't be started", id, status)
 	}
+	if r.NoProcess {
+		stop(r)
+		return fmt.Errorf("container %q can't be started: its config.json has no process", id)
+	}
 	notify, err := a.listenNotify(r)
 	if err != nil {
 		return err
@@ -365,14 +372,19 @@ func (a *app) poststart(r *record, spec *specs.Spec) (err error) {
 		}
 	}
 	if err := runHooks(spec.Hooks.Poststart, r.state("running", strconv.Itoa(r.PID)), r.Bundle); err != nil {
-		if fd := r.pidfd(); fd >= 0 {
-			unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
-			awaitEnd(fd, 10*time.Second)
-			unix.Close(fd)
-		}
+		stop(r)
 		return err
 	}
 	return nil
+}
+
+// stop kills the container's process and waits for its end.
+func stop(r *record) {
+	if fd := r.pidfd(); fd >= 0 {
+		unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+		awaitEnd(fd, 10*time.Second)
+		unix.Close(fd)
+	}
 }
 
 // poststop runs the hooks that follow deletion. What fails is said, and changes nothing.
@@ -518,8 +530,7 @@ func deleteCommand(a *app, args []string) error {
 func (a *app) remove(r *record, force bool) error {
 	if fd := r.pidfd(); fd >= 0 {
 		defer unix.Close(fd)
-		// As runc and crun have it, one that never began needs no force.
-		if status := a.status(r); !force && status != "created" {
+		if status := a.status(r); !force {
 			return fmt.Errorf("container %q is %s, not stopped: kill it first, or use --force", r.ID, status)
 		}
 		unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)

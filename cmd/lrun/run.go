@@ -39,6 +39,9 @@ func runCommand(a *app, args []string) error {
 		a.remove(m.record, true)
 		return err
 	}
+	if m.record.NoProcess {
+		return fail(fmt.Errorf("container %q can't be started: its config.json has no process", id))
+	}
 	notify, err := a.listenNotify(m.record)
 	if err != nil {
 		return fail(err)
@@ -255,6 +258,9 @@ func execCommand(a *app, args []string) error {
 		return err
 	}
 	process := config.Process
+	if process == nil {
+		process = &specs.Process{}
+	}
 	if processPath != "" {
 		if len(command) > 0 {
 			return errors.New("exec: a command and --process can't be had together")

@@ -40,6 +40,7 @@ type record struct {
 	PoststartHooks bool `json:"poststartHooks,omitempty"`
 	PoststopHooks  bool `json:"poststopHooks,omitempty"`
 	Notify         bool `json:"notify,omitempty"`
+	NoProcess      bool `json:"noProcess,omitempty"`
 	PIDNamespace   bool `json:"pidNamespace"`
 }
 

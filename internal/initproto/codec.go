@@ -237,6 +237,7 @@ func (c *coder) process(p *Process) {
 	c.string(&p.RootPath)
 	c.bool(&p.NoPivot)
 	c.bool(&p.NoKeyring)
+	c.bool(&p.Detached)
 	list(c, &p.CreateContainer, 16, (*coder).hook)
 	list(c, &p.StartContainer, 16, (*coder).hook)
 	c.string(&p.Creating)

@@ -227,20 +227,23 @@ type Process struct {
 	// RootPath is where the host knows the root: it is attached there for the createContainer hooks to find.
 	RootPath           string
 	NoPivot, NoKeyring bool
-	CreateContainer    []Hook
-	StartContainer     []Hook
-	Creating, Created  string // the state for hooks, with HookPID where the process id belongs
-	ListenPID          bool   // adds LISTEN_PID to the environment (sd_listen_fds(3))
-	SetPersonality     bool
-	Personality        uint32
-	SetIOPriority      bool
-	IOPriority         uint32 // as ioprio_set(2) takes it
-	Scheduler          []byte // struct sched_attr of sched_setattr(2), or empty
-	Affinity           []byte // a CPU mask for sched_setaffinity(2), or empty
-	FinalAffinity      []byte // the same, set last
-	MemoryPolicy       []byte // a node mask for set_mempolicy(2)
-	MemoryPolicyMode   uint32
-	SetMemoryPolicy    bool
+	// Detached leaves the root a detached tree to chroot into, for want of a mount namespace of the container's own
+	// (Linux 6.15).
+	Detached          bool
+	CreateContainer   []Hook
+	StartContainer    []Hook
+	Creating, Created string // the state for hooks, with HookPID where the process id belongs
+	ListenPID         bool   // adds LISTEN_PID to the environment (sd_listen_fds(3))
+	SetPersonality    bool
+	Personality       uint32
+	SetIOPriority     bool
+	IOPriority        uint32 // as ioprio_set(2) takes it
+	Scheduler         []byte // struct sched_attr of sched_setattr(2), or empty
+	Affinity          []byte // a CPU mask for sched_setaffinity(2), or empty
+	FinalAffinity     []byte // the same, set last
+	MemoryPolicy      []byte // a node mask for set_mempolicy(2)
+	MemoryPolicyMode  uint32
+	SetMemoryPolicy   bool
 }
 
 // Hook is a program to run at a point of the container's life, with its state on standard input.
