@@ -131,6 +131,12 @@ func (s *server) mount(root int, m *initproto.Mount, fds []int) *fault {
 			return invalid(what + ": there is no such descriptor")
 		}
 		source = fds[m.FD]
+	} else if m.FD == initproto.FromPath {
+		fd, err := bindSource(m)
+		if err != nil {
+			return failed(what+": "+m.Source, err)
+		}
+		source = fd
 	} else {
 		fd, f := newFS(m, what)
 		if f != nil {
@@ -167,6 +173,26 @@ func (s *server) mount(root int, m *initproto.Mount, fds []int) *fault {
 		unix.Close(source)
 	}
 	return nil
+}
+
+// bindSource makes the detached mount of a host's path.
+func bindSource(m *initproto.Mount) (int, error) {
+	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
+	if len(m.Options) > 0 {
+		flags |= unix.AT_RECURSIVE
+	}
+	fd, err := unix.OpenTree(unix.AT_FDCWD, m.Source, flags)
+	if err != nil {
+		return -1, err
+	}
+	if m.AttrSet|m.AttrClear != 0 {
+		attr := &unix.MountAttr{Attr_set: m.AttrSet, Attr_clr: m.AttrClear}
+		if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, attr); err != nil {
+			unix.Close(fd)
+			return -1, err
+		}
+	}
+	return fd, nil
 }
 
 // remount changes the attributes of an earlier mount, once what lies below it has been put there.

@@ -275,15 +275,32 @@ func (m *OCI) check(co *CreateOptions, o *OCIOptions) (*namespaces, *plan, error
 	if h := s.Hooks; h != nil {
 		x.CreateContainer, x.StartContainer = HookWords(h.CreateContainer), HookWords(h.StartContainer)
 	}
-	for _, b := range p.binds {
-		if to := &p.Mounts[b.mount].Propagation; *to == 0 {
-			*to = unix.MS_SLAVE | unix.MS_REC // else what is mounted below would show up on the host
-		}
-	}
+	p.bindsInTurn(x.Detached)
 	if p.Seccomp, p.SeccompFlags, _, err = m.filters.compile(l.Seccomp); err != nil {
 		return nil, nil, err
 	}
 	return ns, p, nil
+}
+
+// bindsInTurn leaves binds to init where that has the rights and where what they share with the host would be lost anyway,
+// and sees to it that the others share nothing by accident.
+func (p *plan) bindsInTurn(detached bool) {
+	kept := p.binds[:0]
+	for _, b := range p.binds {
+		m := &p.Mounts[b.mount]
+		if m.Propagation == 0 {
+			m.Propagation = unix.MS_SLAVE | unix.MS_REC // else what is mounted below would show up on the host
+		}
+		if p.UserNS || detached || b.idMapped || b.flags.recSet|b.flags.recClear != 0 || p.RootPropagation&unix.MS_SHARED != 0 {
+			kept = append(kept, b)
+			continue
+		}
+		m.FD, m.Source, m.AttrSet, m.AttrClear = initproto.FromPath, b.source, b.flags.set, b.flags.clear
+		if b.recursive {
+			m.Options = []string{"rbind"}
+		}
+	}
+	p.binds = kept
 }
 
 func kernelAtLeast(major, minor int) bool {

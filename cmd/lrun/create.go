@@ -242,11 +242,13 @@ func (a *app) make(id string, b *birth, listen bool) (_ *made, err error) {
 		return nil, err
 	}
 	if h := spec.Hooks; h != nil {
-		state := r.state("creating", strconv.Itoa(r.PID))
-		for _, list := range [][]specs.Hook{h.Prestart, h.CreateRuntime} { //nolint:staticcheck // see above
-			if err := runHooks(list, state, bundle); err != nil {
-				return nil, err
-			}
+		// The first kind is as old as a create that was already over when it ran, and is told so still.
+		pid := strconv.Itoa(r.PID)
+		if err := runHooks(h.Prestart, r.state("created", pid), bundle); err != nil { //nolint:staticcheck // see above
+			return nil, err
+		}
+		if err := runHooks(h.CreateRuntime, r.state("creating", pid), bundle); err != nil {
+			return nil, err
 		}
 	}
 	if m.terminal, err = m.process.Setup(); err != nil {

@@ -226,8 +226,8 @@ type listed struct {
 func (a *app) listed(r *record) listed {
 	l := listed{OCIVersion: r.OCIVersion, ID: r.ID, PID: r.PID, Status: a.status(r), Bundle: r.Bundle, Rootfs: r.Rootfs,
 		Created: r.Created, Annotations: r.Annotations}
-	if l.Status == "stopped" {
-		l.PID = 0
+	if start, _ := processStat(r.PID); l.Status == "stopped" && (start != r.Start || r.Boot != bootID()) {
+		l.PID = 0 // while it waits to be reaped, the number is still its own
 	}
 	return l
 }

@@ -154,6 +154,9 @@ const (
 	NewFS = -1
 	// Remount sets AttrSet on what has been mounted at Dest before.
 	Remount = -2
+	// FromPath binds Source, a path of the host, with all below it if the one option is "rbind". It is for a Process
+	// that has the host's rights: the mount then is made in its turn, and mount tables go by the order of making.
+	FromPath = -3
 )
 
 // Device is a node to put into /dev: Major:Minor at Path.
