@@ -152,16 +152,13 @@ func (s *server) mount(root int, m *initproto.Mount, fds []int) *fault {
 		return f
 	}
 	defer unix.Close(target)
+	// A tree that stays detached takes this only before, a mount from another namespace only afterwards.
+	shared := propagate(source, m.Propagation) == nil
 	if err := moveMount(source, target, ""); err != nil {
 		return failed(what, err)
 	}
-	if m.Propagation != 0 {
-		flags := uint(unix.AT_EMPTY_PATH)
-		if m.Propagation&unix.MS_REC != 0 {
-			flags |= unix.AT_RECURSIVE
-		}
-		attr := &unix.MountAttr{Propagation: m.Propagation &^ unix.MS_REC}
-		if err := unix.MountSetattr(source, "", flags, attr); err != nil {
+	if !shared {
+		if err := propagate(source, m.Propagation); err != nil {
 			return failed(what+": propagation", err)
 		}
 	}
@@ -173,6 +170,18 @@ func (s *server) mount(root int, m *initproto.Mount, fds []int) *fault {
 		unix.Close(source)
 	}
 	return nil
+}
+
+// propagate says what a mount shares with others (MS_PRIVATE and so on, 0 for no change).
+func propagate(fd int, propagation uint64) error {
+	if propagation == 0 {
+		return nil
+	}
+	flags := uint(unix.AT_EMPTY_PATH)
+	if propagation&unix.MS_REC != 0 {
+		flags |= unix.AT_RECURSIVE
+	}
+	return unix.MountSetattr(fd, "", flags, &unix.MountAttr{Propagation: propagation &^ unix.MS_REC})
 }
 
 // bindSource makes the detached mount of a host's path.
@@ -202,7 +211,19 @@ func (s *server) remount(root int, m *initproto.Mount, what string) *fault {
 		return failed(what, err)
 	}
 	defer unix.Close(fd)
-	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: m.AttrSet}); err != nil {
+	attr := &unix.MountAttr{Attr_set: m.AttrSet}
+	err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, attr)
+	if err == unix.EINVAL {
+		// In a detached tree only the root can be changed: put a changed copy over it.
+		tree, err2 := unix.OpenTree(fd, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH|unix.AT_RECURSIVE)
+		if err2 == nil {
+			defer unix.Close(tree)
+			if err = unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, attr); err == nil {
+				err = moveMount(tree, fd, "")
+			}
+		}
+	}
+	if err != nil {
 		return failed(what, err)
 	}
 	return nil

@@ -275,7 +275,7 @@ func (m *OCI) check(co *CreateOptions, o *OCIOptions) (*namespaces, *plan, error
 	if h := s.Hooks; h != nil {
 		x.CreateContainer, x.StartContainer = HookWords(h.CreateContainer), HookWords(h.StartContainer)
 	}
-	p.bindsInTurn(x.Detached)
+	p.bindsInTurn()
 	if p.Seccomp, p.SeccompFlags, _, err = m.filters.compile(l.Seccomp); err != nil {
 		return nil, nil, err
 	}
@@ -284,14 +284,14 @@ func (m *OCI) check(co *CreateOptions, o *OCIOptions) (*namespaces, *plan, error
 
 // bindsInTurn leaves binds to init where that has the rights and where what they share with the host would be lost anyway,
 // and sees to it that the others share nothing by accident.
-func (p *plan) bindsInTurn(detached bool) {
+func (p *plan) bindsInTurn() {
 	kept := p.binds[:0]
 	for _, b := range p.binds {
 		m := &p.Mounts[b.mount]
 		if m.Propagation == 0 {
 			m.Propagation = unix.MS_SLAVE | unix.MS_REC // else what is mounted below would show up on the host
 		}
-		if p.UserNS || detached || b.idMapped || b.flags.recSet|b.flags.recClear != 0 || p.RootPropagation&unix.MS_SHARED != 0 {
+		if p.UserNS || b.idMapped || b.flags.recSet|b.flags.recClear != 0 || p.RootPropagation&unix.MS_SHARED != 0 {
 			kept = append(kept, b)
 			continue
 		}

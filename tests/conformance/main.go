@@ -241,6 +241,12 @@ func judge(tap string) string {
 	return ""
 }
 
+// otherwise says where lrun means to do other than a program wants.
+var otherwise = map[string]string{
+	"linux_mount_label": "a label that the kernel has no SELinux for is refused, not ignored",
+	"poststart_fail":    "wants what 1.0 to 1.2 said; in 1.3 a poststart hook that fails stops the container with an error",
+}
+
 func report(columns, programs []string, results map[string]map[string]string) error {
 	sort.Strings(programs)
 	fmt.Printf("%-34s", "program")
@@ -265,8 +271,12 @@ func report(columns, programs []string, results map[string]map[string]string) er
 		}
 		why := results[columns[0]][p]
 		if why != "" {
-			fmt.Printf(" %.90s", why)
-			if other {
+			reason, meant := otherwise[p]
+			if meant {
+				why = "meant: " + reason
+			}
+			fmt.Printf(" %.110s", why)
+			if other && !meant {
 				behind = append(behind, p)
 			}
 		}
