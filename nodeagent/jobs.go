@@ -249,6 +249,10 @@ func (d *daemon) create(ctx context.Context, h *hosted, spec *queue.EnvSpec, tol
 	if !spec.Deadline.IsZero() && time.Now().After(spec.Deadline) {
 		return nil, errors.New("its deadline passed while it waited in the queue")
 	}
+	// What an agent that was killed half way left under this id is nobody else's: jobs' ids are unique.
+	if err := d.node.Delete(ctx, h.id); err != nil {
+		return nil, fmt.Errorf("clear an earlier attempt: %w", err)
+	}
 	pullBegan := time.Now()
 	img, err := d.image(ctx, spec, told)
 	if err != nil {

@@ -280,6 +280,30 @@ func (e *Environment) Stats(ctx context.Context) (Stats, error) {
 // Command is the session that a foreground environment was made for, in the process that made it; else nil.
 func (e *Environment) Command() *runtime.Session { return e.command }
 
+// WaitSession waits for a session's end. When the whole environment ends under it, that is the session's end too.
+func (e *Environment) WaitSession(ctx context.Context, s *runtime.Session) (ExitStatus, error) {
+	for {
+		st, err := s.Wait(ctx)
+		if err == nil {
+			return *exitStatus(st), nil
+		}
+		if ctx.Err() != nil {
+			return ExitStatus{}, ctx.Err()
+		}
+		// Whoever was asked did not live to answer, or the answer got lost. The first is settled by the kernel a moment
+		// after its sockets are closed.
+		wait, cancel := context.WithTimeout(ctx, time.Second)
+		st, gone := e.c.Wait(wait)
+		cancel()
+		if gone == nil {
+			return *exitStatus(st), nil
+		}
+		if errors.Is(err, runtime.ErrNotFound) {
+			return ExitStatus{}, fmt.Errorf("wait for session %s: %w", s.ID(), err)
+		}
+	}
+}
+
 // Signal sends a signal to the command that the environment was made for.
 func (e *Environment) Signal(ctx context.Context, sig unix.Signal) error {
 	var err error

@@ -129,7 +129,7 @@ func execCommand() command {
 					return execFailure(err)
 				}
 				kept := context.WithoutCancel(ctx)
-				st, err := converse(kept, a, s, *interactive, sigs, func() { _ = s.Signal(kept, unix.SIGKILL) })
+				st, err := converse(kept, a, e, s, *interactive, sigs, func() { _ = s.Signal(kept, unix.SIGKILL) })
 				if err != nil {
 					return err
 				}

@@ -219,7 +219,7 @@ func foreground(ctx context.Context, a *app, n *nodeagent.Node, c nodeagent.Crea
 	var tidy sync.WaitGroup
 	tidy.Go(func() { _, _ = n.Reconcile(kept) })
 
-	st, err := converse(kept, a, env.Command(), stdin, s, func() { _ = env.Kill(kept) })
+	st, err := converse(kept, a, env, env.Command(), stdin, s, func() { _ = env.Kill(kept) })
 	if err != nil {
 		_ = env.Delete(kept)
 		return err
@@ -257,7 +257,7 @@ func (s *signals) stop() { signal.Stop(s.ch) }
 const impatience = 3
 
 // converse carries bytes, sizes and signals between us and a session until it ends. kill ends it by force.
-func converse(ctx context.Context, a *app, s *runtime.Session, stdin bool, sigs *signals, kill func()) (nodeagent.ExitStatus, error) {
+func converse(ctx context.Context, a *app, env *nodeagent.Environment, s *runtime.Session, stdin bool, sigs *signals, kill func()) (nodeagent.ExitStatus, error) {
 	defer s.Close()
 	tty := s.PTY() != nil
 	if tty && stdin && term.IsTerminal(int(a.stdin.Fd())) {
@@ -298,13 +298,13 @@ func converse(ctx context.Context, a *app, s *runtime.Session, stdin bool, sigs 
 		copyTo(a.stdout, s.Stdout())
 		copyTo(a.stderr, s.Stderr())
 	}
-	st, err := s.Wait(ctx)
+	st, err := env.WaitSession(ctx, s)
 	close(exited)
 	out.Wait()
 	if broken.Load() {
 		st.Code = 128 + int(syscall.SIGPIPE)
 	}
-	return nodeagent.ExitStatus{Code: st.Code, OOMKilled: st.OOMKilled, Reason: st.Reason}, err
+	return st, err
 }
 
 // passInput copies our standard input to the session's and then closes that.
