@@ -95,7 +95,7 @@ func TestPrivilegesAreGone(t *testing.T) {
 		}
 	}
 	for field, value := range map[string]string{"CapBnd": fmt.Sprintf("%016x", want.Bounding), "CapInh": fmt.Sprintf("%016x", 0),
-		"CapEff": fmt.Sprintf("%016x", want.Permitted|1<<unix.CAP_SETUID|1<<unix.CAP_SETGID|1<<unix.CAP_CHOWN|1<<unix.CAP_KILL),
+		"CapEff":     fmt.Sprintf("%016x", want.Permitted|1<<unix.CAP_SETUID|1<<unix.CAP_SETGID|1<<unix.CAP_CHOWN|1<<unix.CAP_KILL),
 		"NoNewPrivs": "1", "Seccomp": "2", "Seccomp_filters": "1", "Groups": ""} {
 		for _, got := range threadStatus(t, c.PID(), field) {
 			if got != value {
@@ -284,14 +284,20 @@ func TestSpecErrors(t *testing.T) {
 		"permitted lacks":               func(s *specs.Spec) { s.Process.Capabilities.Permitted = nil },
 		"whole machine":                 func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"vm.swappiness": "1"} },
 		"RLIMIT_FUN":                    func(s *specs.Spec) { s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_FUN"}} },
-		"above the hard limit":          func(s *specs.Spec) { s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 2, Hard: 1}} },
-		"no AppArmor":                   func(s *specs.Spec) { s.Process.ApparmorProfile = "docker-default" },
-		"SELinux is not enabled":        func(s *specs.Spec) { s.Process.SelinuxLabel = "a:b:c:d" },
-		"not supported":                 func(s *specs.Spec) { s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"boottime": {}} },
-		"belong there":                  func(s *specs.Spec) { s.Mounts = []specs.Mount{{Destination: "/proc", Type: "tmpfs"}} },
-		"over /proc":                    func(s *specs.Spec) { s.Mounts = []specs.Mount{{Destination: "/proc/", Type: "bind", Source: "/tmp"}} },
-		"process limit":                 func(s *specs.Spec) { s.Linux.Resources = &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: number(1 << 62)}} },
-		"memory limit":                  func(s *specs.Spec) { s.Linux.Resources = &specs.LinuxResources{Unified: map[string]string{"memory.limit": "1"}} },
+		"above the hard limit": func(s *specs.Spec) {
+			s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 2, Hard: 1}}
+		},
+		"no AppArmor":            func(s *specs.Spec) { s.Process.ApparmorProfile = "docker-default" },
+		"SELinux is not enabled": func(s *specs.Spec) { s.Process.SelinuxLabel = "a:b:c:d" },
+		"not supported":          func(s *specs.Spec) { s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"boottime": {}} },
+		"belong there":           func(s *specs.Spec) { s.Mounts = []specs.Mount{{Destination: "/proc", Type: "tmpfs"}} },
+		"over /proc":             func(s *specs.Spec) { s.Mounts = []specs.Mount{{Destination: "/proc/", Type: "bind", Source: "/tmp"}} },
+		"process limit": func(s *specs.Spec) {
+			s.Linux.Resources = &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: number(1 << 62)}}
+		},
+		"memory limit": func(s *specs.Spec) {
+			s.Linux.Resources = &specs.LinuxResources{Unified: map[string]string{"memory.limit": "1"}}
+		},
 		"leaf weight": func(s *specs.Spec) {
 			w := uint16(10)
 			s.Linux.Resources = &specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{LeafWeight: &w}}
