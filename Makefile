@@ -8,7 +8,7 @@ DATA ?= /var/lib/learnos
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup init panel build up test lint fuzz bench clean
+.PHONY: help setup init panel build up test lint bench vm clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -51,6 +51,11 @@ lint: ## gofmt, go vet, staticcheck, and the panel's type check
 
 bench: build ## measure: create to first prompt byte, and each room's own benchmarks
 	$(GO) run ./tests/bench $(ARGS)
+
+vm: ## a root shell on a pure cgroup v2 machine (QEMU, a Debian kernel, this checkout read-only)
+	@scripts/setup test
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/vmexec ./tests/vm/vmexec
+	bin/vmexec -shell
 
 clean: ## remove what building left here (never an environment or a data directory)
 	rm -rf bin runtime/embedded/init web/panel/node_modules
