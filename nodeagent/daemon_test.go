@@ -672,6 +672,30 @@ func TestRoom(t *testing.T) {
 	p.await(huge, queue.StateDeleted)
 }
 
+// TestEndsSurviveTheAgent: what a killed agent had decided to end ends, with its reason; what somebody took away while
+// no agent looked is told, too.
+func TestEndsSurviveTheAgent(t *testing.T) {
+	p := newPlatform(t, "")
+	p.start()
+	decided, taken := p.create(nil), p.create(nil)
+	p.await(decided, queue.StateRunning)
+	p.await(taken, queue.StateRunning)
+	p.kill()
+	pub := newPublisher(p.queue, "n1", filepath.Join(p.root, "ended"), slog.Default())
+	pub.keep(queue.EnvStatus{ID: decided, State: queue.StateDeleted, Reason: "idle"})
+	n, err := Open(p.root, Options{})
+	check(t, err)
+	check(t, n.Delete(context.Background(), taken))
+	p.start()
+	if s := p.await(decided, queue.StateDeleted); s.Reason != "idle" {
+		t.Errorf("reason %q", s.Reason)
+	}
+	if s := p.await(taken, queue.StateFailed); !strings.Contains(s.Reason, "no longer") {
+		t.Errorf("reason %q", s.Reason)
+	}
+	p.clean()
+}
+
 func TestOneDaemonPerRoot(t *testing.T) {
 	p := newPlatform(t, "")
 	p.start()

@@ -60,6 +60,9 @@ func (d *daemon) takeBack(ctx context.Context) bool {
 			err = d.confirm(ctx, again)
 		}
 		if err == nil {
+			err = d.missing(ctx)
+		}
+		if err == nil {
 			return true
 		}
 		if ctx.Err() != nil {
@@ -87,6 +90,22 @@ func (d *daemon) confirm(ctx context.Context, again map[string]bool) error {
 			d.abandon(h)
 		default:
 			return err
+		}
+	}
+	return nil
+}
+
+// missing tells of environments that etcd has as running here and that are not: the disk was lost, or somebody
+// removed them by hand while no daemon looked.
+func (d *daemon) missing(ctx context.Context) error {
+	all, _, err := d.queue.Statuses(ctx)
+	if err != nil {
+		return err
+	}
+	for _, s := range all {
+		gone := s.Node == d.name && (s.State == queue.StateRunning || s.State == queue.StateStopping)
+		if gone && d.lookup(s.ID) == nil && !d.pub.kept(s.ID) {
+			d.pub.ended(queue.EnvStatus{ID: s.ID, State: queue.StateFailed, Reason: "its node no longer has it: start a new one"})
 		}
 	}
 	return nil
@@ -416,6 +435,7 @@ func (d *daemon) doDelete(ctx context.Context, c *queue.Claim) {
 	h := d.lookup(id)
 	switch {
 	case h != nil && h.begin(nil):
+		d.pub.keep(final)
 		if err := d.remove(h); err != nil {
 			d.log.Error("take down", "env", id, "err", err)
 		}
@@ -432,8 +452,9 @@ func (d *daemon) doDelete(ctx context.Context, c *queue.Claim) {
 	if ctx.Err() != nil {
 		return
 	}
-	d.pub.forget(id)
-	d.settle(ctx, c, final)
+	if d.settle(ctx, c, final) != unknown {
+		d.pub.forget(id)
+	}
 }
 
 // reasonOf is an error as a person in front of a panel needs it.

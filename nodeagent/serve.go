@@ -180,6 +180,16 @@ func (n *Node) instance() (string, error) {
 	return id, nil
 }
 
+// SavedOptions are those of the last daemon on root, for commands that a person types beside it.
+func SavedOptions(root string) Options {
+	var o Options
+	body, err := os.ReadFile(filepath.Join(root, "node.json"))
+	if err != nil || json.Unmarshal(body, &o) != nil {
+		return Options{}
+	}
+	return o
+}
+
 // saveOptions lets commands that a person types beside the daemon see the network as it does.
 func (n *Node) saveOptions() error {
 	body, err := json.MarshalIndent(n.opts, "", "  ")
@@ -206,7 +216,7 @@ func (d *daemon) takeUp(ctx context.Context) error {
 		if r.Owner != OwnerPlatform || r.State == StateExited {
 			continue
 		}
-		if r.State != StateRunning { // half-made or half-deleted; whatever is to be said of it, its job says
+		if r.State != StateRunning || d.pub.kept(r.ID) { // half-made or half-deleted; whatever is to be said of it, its job says
 			if err := d.node.Delete(ctx, r.ID); err != nil {
 				d.log.Error("clear a half-made environment", "env", r.ID, "err", err)
 			}

@@ -47,7 +47,9 @@ type app struct {
 }
 
 // node opens the node under --root.
-func (a *app) node() (*nodeagent.Node, error) { return nodeagent.Open(a.root, nodeagent.Options{}) }
+func (a *app) node() (*nodeagent.Node, error) {
+	return nodeagent.Open(a.root, nodeagent.SavedOptions(a.root))
+}
 
 // exitCode is an error that carries an exit status. Its message, if any, is printed.
 type exitCode struct {
