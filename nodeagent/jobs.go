@@ -152,7 +152,7 @@ func (d *daemon) begin(ctx context.Context, c *queue.Claim) {
 	switch {
 	case j.Kind == queue.KindDelete:
 		d.work.Go(func() { d.doDelete(ctx, c) })
-	case j.Kind != queue.KindCreate || j.Spec == nil || !idPattern.MatchString(j.EnvID):
+	case j.Kind != queue.KindCreate || j.Spec == nil || !validID(j.EnvID):
 		log.Error("a job that makes no sense", "kind", j.Kind)
 		d.work.Go(func() {
 			d.settle(ctx, c, queue.EnvStatus{ID: j.EnvID, State: queue.StateFailed, Reason: "the job was malformed"})
@@ -301,7 +301,7 @@ func (d *daemon) create(ctx context.Context, h *hosted, spec *queue.EnvSpec, tol
 
 // hostnameFor is what the environment calls itself: its name if that can be a host's, else its id.
 func hostnameFor(spec *queue.EnvSpec) string {
-	if hostPattern.MatchString(spec.Name) {
+	if validHost(spec.Name) {
 		return spec.Name
 	}
 	return ""

@@ -69,7 +69,7 @@ func TestNamesAreExclusive(t *testing.T) {
 	}
 	ids := []string{NewID(), NewID(), NewID(), NewID()}
 	for _, id := range ids {
-		if !idPattern.MatchString(id) || len(id) != 26 {
+		if !validID(id) || len(id) != 26 {
 			t.Fatalf("id %q", id)
 		}
 		if err := os.Mkdir(n.envDir(id), 0o700); err != nil {
@@ -379,5 +379,17 @@ func TestLogsGoOnWhereTheyWere(t *testing.T) {
 	}
 	if got := string(lastLines([]byte("a\nb"), 1)); got != "b" {
 		t.Errorf("an unfinished line: %q", got)
+	}
+}
+
+func TestSpelling(t *testing.T) {
+	for s, want := range map[string][3]bool{
+		"abc": {true, true, true}, "a-1": {true, true, true}, "A.b": {false, true, true}, "a_b": {false, true, false}, "a-": {true, true, false},
+		"": {}, "-a": {}, ".": {}, "..": {}, "a/b": {}, "a b": {}, "a\n": {}, "a\x00": {}, "é": {}, strings.Repeat("a", 64): {},
+		strings.Repeat("a", 63): {true, true, true},
+	} {
+		if got := [3]bool{validID(s), validName(s), validHost(s)}; got != want {
+			t.Errorf("%q: %v, want %v", s, got, want)
+		}
 	}
 }
