@@ -194,9 +194,14 @@ func (p *Process) Forked() error {
 
 // Wait returns when the program's exec has succeeded, or with an *Error when a step failed; a process that failed has
 // exited and is left to be reaped by the caller, like any other.
+// A second call returns nil at once: the descriptor's number may be somebody else's by then.
 func (p *Process) Wait() error {
+	if p.Errors < 0 {
+		return nil
+	}
 	r, failed := p.read()
 	unix.Close(p.Errors)
+	p.Errors = -1
 	if !failed {
 		return nil
 	}
