@@ -432,24 +432,29 @@ func (t *teller) lost() bool {
 func (d *daemon) doDelete(ctx context.Context, c *queue.Claim) {
 	id := c.Job.EnvID
 	final := queue.EnvStatus{ID: id, State: queue.StateDeleted, Reason: c.Job.Reason}
+	var err error
 	h := d.lookup(id)
 	switch {
 	case h != nil && h.begin(nil):
 		d.pub.keep(final)
-		if err := d.remove(h); err != nil {
-			d.log.Error("take down", "env", id, "err", err)
-		}
+		err = d.remove(h)
 	case h != nil: // its deadline, say, came first: wait until it is gone
 		select {
 		case <-h.gone:
 		case <-ctx.Done():
 		}
 	default:
-		if err := d.node.Delete(ctx, id); err != nil {
-			d.log.Error("take down", "env", id, "err", err)
-		}
+		err = d.node.Delete(ctx, id)
 	}
 	if ctx.Err() != nil {
+		return
+	}
+	if err != nil { // "deleted" is said only of what is gone
+		d.log.Error("take down", "env", id, "err", err)
+		d.pub.forget(id)
+		if err := c.Retry(ctx, "its node could not take it down: "+err.Error(), 0); err != nil {
+			d.log.Error("give the delete job back", "env", id, "err", err)
+		}
 		return
 	}
 	if d.settle(ctx, c, final) != unknown {
