@@ -350,7 +350,7 @@ func (e *Environment) Exec(ctx context.Context, o ExecOptions) (*runtime.Session
 	return s, nil
 }
 
-// Destroy deletes every environment of the node and takes its network away; images stay. It is for tests and for
+// Destroy deletes every environment of the node and takes its network and cgroup away; images stay. It is for tests and for
 // who gives a machine back.
 func (n *Node) Destroy(ctx context.Context) error {
 	ids, err := n.envIDs()
@@ -371,5 +371,6 @@ func (n *Node) Destroy(ctx context.Context) error {
 		n.net = nil
 		n.netMu.Unlock()
 	}
+	errs = append(errs, n.runtime.Retire())
 	return errors.Join(errs...)
 }
