@@ -280,7 +280,7 @@ func eat(args []string) error {
 
 // forks makes processes that wait until it ends, as many as it may, and says how many.
 func forks([]string) error {
-	n := 0
+	var children []int
 	var err error
 	for {
 		pid, _, errno := unix.RawSyscall6(unix.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
@@ -293,9 +293,37 @@ func forks([]string) error {
 				unix.RawSyscall(unix.SYS_PAUSE, 0, 0, 0)
 			}
 		}
-		n++
+		children = append(children, int(pid))
 	}
-	fmt.Println(n, err)
-	_ = unix.Kill(-1, unix.SIGKILL)
+	fmt.Println(len(children), err)
+	for _, pid := range children {
+		_ = unix.Kill(pid, unix.SIGKILL)
+	}
+	return nil
+}
+
+// starve takes from init what root inside may: its limits.
+func starve([]string) error {
+	for _, what := range []int{unix.RLIMIT_NOFILE, unix.RLIMIT_FSIZE, unix.RLIMIT_AS, unix.RLIMIT_NPROC} {
+		if err := unix.Prlimit(1, what, &unix.Rlimit{}, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// signals sends init every signal but those that it is documented to heed.
+func signals([]string) error {
+	for sig := unix.Signal(1); sig <= 64; sig++ {
+		switch sig {
+		case unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2:
+			continue
+		}
+		for range 100 {
+			if err := unix.Kill(1, sig); err != nil && err != unix.EAGAIN {
+				return fmt.Errorf("signal %d: %w", sig, err)
+			}
+		}
+	}
 	return nil
 }
