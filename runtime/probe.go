@@ -120,8 +120,9 @@ func tryNamespace(flag uintptr) error {
 		return err
 	}
 	defer unix.Close(proc.PIDFD)
+	err = proc.Wait()
 	unix.Wait4(proc.PID, nil, 0, nil)
-	return proc.Wait()
+	return err
 }
 
 func probeIDMappedMount(ns *os.File) Check {

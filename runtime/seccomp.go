@@ -383,29 +383,69 @@ func (a *assembler) section(info *arch.Info, name specs.Arch, rules map[int][]ru
 	if name == specs.ArchX86_64 {
 		push(span{from: x32Bit, verdict: unix.SECCOMP_RET_ERRNO | verdict(unix.ENOSYS)})
 	}
-	// The kernel lets a tracer set the number to -1 to skip the call, and asks us about it: that is no call at all.
+	// Verdicts are shared by the jumps around them: a return for each piece of the tree, near enough for short jumps.
+	const piece = 100
+	var returns map[verdict]int
+	flush := func() {
+		for _, v := range slices.Sorted(maps.Keys(returns)) {
+			a.mark(returns[v])
+			a.ret(v)
+		}
+		returns = map[verdict]int{}
+	}
+	verdictLabel := func(v verdict) int {
+		if returns[v] == 0 {
+			returns[v] = a.label()
+		}
+		return returns[v]
+	}
 	var tree func(spans []span)
 	tree = func(spans []span) {
-		if len(spans) > 1 {
-			middle := len(spans) / 2
-			upper := a.label()
-			a.jump(unix.BPF_JGE, uint32(spans[middle].from), upper, 0)
-			tree(spans[:middle])
-			a.mark(upper)
-			tree(spans[middle:])
+		if len(spans) == 1 {
+			for _, r := range spans[0].rules {
+				next := a.label()
+				for _, c := range r.conditions {
+					a.condition(c, next)
+				}
+				a.ret(r.verdict)
+				a.mark(next)
+			}
+			a.ret(spans[0].verdict)
 			return
 		}
-		for _, r := range spans[0].rules {
-			next := a.label()
-			for _, c := range r.conditions {
-				a.condition(c, next)
-			}
-			a.ret(r.verdict)
-			a.mark(next)
+		middle := len(spans) / 2
+		lower, upper := spans[:middle], spans[middle:]
+		leaf := func(s []span) bool { return len(s) == 1 && len(s[0].rules) == 0 }
+		lowerLabel, upperLabel := 0, 0 // 0: right behind
+		if leaf(lower) {
+			lowerLabel = verdictLabel(lower[0].verdict)
 		}
-		a.ret(spans[0].verdict)
+		switch {
+		case leaf(upper):
+			upperLabel = verdictLabel(upper[0].verdict)
+		case lowerLabel == 0:
+			upperLabel = a.label()
+		}
+		a.jump(unix.BPF_JGE, uint32(upper[0].from), upperLabel, lowerLabel)
+		if !leaf(lower) {
+			tree(lower)
+			if len(spans) > piece && len(lower) <= piece {
+				flush()
+			}
+		}
+		if !leaf(upper) {
+			if !leaf(lower) {
+				a.mark(upperLabel)
+			}
+			tree(upper)
+			if len(spans) > piece && len(upper) <= piece {
+				flush()
+			}
+		}
 	}
+	flush()
 	tree(spans)
+	flush()
 	a.mark(end)
 }
 
@@ -476,7 +516,7 @@ func newFilterCache(dir string) *filterCache {
 }
 
 // filterVersion is part of the key: raise it when the compiler changes.
-const filterVersion = "2"
+const filterVersion = "3"
 
 func (c *filterCache) compile(s *specs.LinuxSeccomp) (program []byte, flags uint32, onInit bool, err error) {
 	if s == nil {

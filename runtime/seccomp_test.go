@@ -161,7 +161,7 @@ func TestDefaultProfileIsWhatItSays(t *testing.T) {
 		if !f.onInit {
 			t.Error("init could not live under its own default profile")
 		}
-		if n := len(f.program) / 8; n > 2000 {
+		if n := len(f.program) / 8; n > 1100 {
 			t.Errorf("the program is %d instructions", n)
 		}
 	}
