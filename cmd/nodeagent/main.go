@@ -170,6 +170,9 @@ func (a *app) run(ctx context.Context, prefix string, c command, args []string) 
 	err = do(ctx, a, f.Args())
 	var usage *usageError
 	if errors.As(err, &usage) {
+		if strings.Contains(usage.Error(), "(see `") { // it says already where to look
+			return badUsage("%s: %w", c.name, usage.err)
+		}
 		return badUsage("%s: %w (see `%s %s --help`)", c.name, usage.err, prefix, c.name)
 	}
 	return err

@@ -102,15 +102,15 @@ func (o *runFlags) createOptions(f *pflag.FlagSet, args []string) (nodeagent.Cre
 	if c.Limits.MemoryBytes, err = parseMemory(o.memory); err != nil {
 		return c, err
 	}
-	if o.cpus < 0 || (f.Changed("cpus") && o.cpus < 0.01) || o.cpus > 4096 || o.cpus != o.cpus {
-		return c, fmt.Errorf("--cpus %v: want at least 0.01", o.cpus)
+	if f.Changed("cpus") && !(o.cpus >= 0.01 && o.cpus <= 4096) { // so put, it catches NaN too
+		return c, fmt.Errorf("--cpus %v: want 0.01 to 4096", o.cpus)
 	}
 	c.Limits.CPUs = o.cpus
 	if c.Limits.Cpuset, err = parseCpuset(o.cpuset); err != nil {
 		return c, err
 	}
-	if o.pids < 0 {
-		return c, fmt.Errorf("--pids %d: want a positive number, or 0 for no limit", o.pids)
+	if o.pids != 0 && (o.pids < minPIDs || o.pids > maxPIDs) {
+		return c, fmt.Errorf("--pids %d: want %d to %d, or 0 for no limit", o.pids, minPIDs, maxPIDs)
 	}
 	c.Limits.PIDs = o.pids
 	for _, kv := range o.env {
@@ -374,7 +374,7 @@ func ensureImage(ctx context.Context, a *app, n *nodeagent.Node, name string, in
 	img, err = n.Images().Ensure(ctx, name, rootfs.PullOptions{Insecure: insecure, Progress: p.report})
 	p.finish(err == nil)
 	if err != nil {
-		return nil, fmt.Errorf("image %q: %w", name, err)
+		return nil, err
 	}
 	return img, nil
 }
