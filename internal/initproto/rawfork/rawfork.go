@@ -291,18 +291,21 @@ func runtimeBeforeFork()
 //go:linkname runtimeAfterFork syscall.runtime_AfterFork
 func runtimeAfterFork()
 
-// cloneVM makes the system call trap, a clone(2) or clone3(2) with CLONE_VM and a stack; the child calls run(c).
+// cloneVM makes the system call trap, a clone(2) or clone3(2) with CLONE_VM and a stack; the child calls the
+// function at address run with c.
 //
 //go:noescape
-func cloneVM(trap, a1, a2, a3 uintptr, c *child) (pid, errno uintptr)
+func cloneVM(trap, a1, a2, a3, run uintptr, c *child) (pid, errno uintptr)
 
 // fork keeps signals blocked around the clone, so that the child begins with all of them blocked.
 //
 //go:norace
 //go:noinline
 func fork(trap, a1, a2, a3 uintptr, c *child) (pid, errno uintptr) {
+	f := run
+	entry := **(**uintptr)(unsafe.Pointer(&f)) // a func value points to its code's address
 	runtimeBeforeFork()
-	pid, errno = cloneVM(trap, a1, a2, a3, c)
+	pid, errno = cloneVM(trap, a1, a2, a3, entry, c)
 	runtimeAfterFork()
 	return pid, errno
 }
