@@ -6,6 +6,11 @@
 // does), because it runs on machines that people need. The other words are single tools for the tests outside.
 //
 // It is built static, without cgo, and is mounted into the environment; it needs nothing that is there.
+//
+// Go's runtime must open nothing by itself (it would keep its own cgroup's cpu limit open), for descriptors are counted.
+//
+//go:debug containermaxprocs=0
+//go:debug updatemaxprocs=0
 package main
 
 import (
