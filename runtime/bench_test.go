@@ -5,6 +5,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -208,4 +209,32 @@ func BenchmarkIdleInit(b *testing.B) {
 	b.ReportMetric(rss, "RSS-KiB")
 	b.ReportMetric(pss, "PSS-KiB")
 	b.ReportMetric(threads, "threads")
+}
+
+// BenchmarkCycleParallel is BenchmarkCycle, eight at once on two processors.
+func BenchmarkCycleParallel(b *testing.B) {
+	r, root := newRuntime(b), busyboxRoot(b)
+	ctx := b.Context()
+	var serial atomic.Int64
+	b.SetParallelism(4)
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			c, err := r.Create(ctx, CreateOptions{ID: fmt.Sprintf("b%d", serial.Add(1)), Spec: testSpec(), Main: &SessionSpec{Args: []string{"/bin/true"}}})
+			if err != nil {
+				b.Error(err)
+				return
+			}
+			f := benchMount(b, c, root)
+			if err := c.Start(ctx, StartOptions{Root: f}); err != nil {
+				b.Error(err)
+			}
+			f.Close()
+			if _, err := c.Wait(ctx); err != nil {
+				b.Error(err)
+			}
+			if err := c.Delete(ctx); err != nil {
+				b.Error(err)
+			}
+		}
+	})
 }

@@ -404,7 +404,7 @@ func (b *birth) bear(c *Container) (err error) {
 		return err
 	}
 	c.state = &state{ID: b.o.ID, PID: p.PID, Start: start, Boot: bootID(), Created: time.Now().UTC(), Cgroup: b.group.path,
-		Main: b.o.Main != nil, PIDNS: b.ns.makes(unix.CLONE_NEWPID)}
+		Main: b.o.Main != nil}
 	if res := b.o.Spec.Linux.Resources; res != nil && res.Memory != nil && res.Memory.Limit != nil {
 		c.state.Memory = *res.Memory.Limit
 	}

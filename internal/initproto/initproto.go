@@ -135,9 +135,9 @@ type Mount struct {
 	Source string
 	// Options are "key" or "key=value", for fsconfig(2).
 	Options []string
-	// AttrSet and AttrClear are MOUNT_ATTR_ flags; Recursive applies them below, too.
-	AttrSet, AttrClear uint64
-	Recursive          bool
+	// AttrSet holds MOUNT_ATTR_ flags; Recursive applies them below, too.
+	AttrSet   uint64
+	Recursive bool
 	// Propagation is MS_PRIVATE, MS_SLAVE, MS_SHARED, MS_UNBINDABLE (perhaps with MS_REC), or 0.
 	Propagation uint64
 	// Strict refuses any symlink on the way to Dest; File says that the mount's root is not a directory.
@@ -177,9 +177,9 @@ type Caps struct{ Bounding, Effective, Permitted, Inheritable, Ambient uint64 }
 
 // Plan is everything init does before it starts Main. Descriptor 0 is the root's detached mount.
 type Plan struct {
-	FDs                     uint16
-	Hostname, Domainname    string
-	CgroupNS, UserNS, PIDNS bool
+	FDs                  uint16
+	Hostname, Domainname string
+	CgroupNS, UserNS     bool
 	// OwnDev says that /dev is a file system of our own, to be filled with the usual nodes and links.
 	OwnDev          bool
 	RootReadonly    bool
