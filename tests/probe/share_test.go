@@ -238,7 +238,7 @@ func TestProbeResources(t *testing.T) {
 		// Root inside may lower its own init's limits. It then hurts itself: the node must still get rid of it, and soon.
 		id := must(t, append(append([]string{"run", "-d"}, volume()...), "busybox", "sleep", "600")...)
 		other := machine(t)
-		must(t, "exec", id, "/inside", "starve")
+		try(t, "exec", id, "/inside", "starve") // init may die of it at once, and this session with it
 		_ = command("exec", id, "true").Start() // hangs on it
 		if out := must(t, "exec", other, "echo", "alive"); out != "alive" {
 			t.Errorf("beside a starved init: %q", out)
