@@ -143,6 +143,32 @@ func TestDefaultProfileIsWhatItSays(t *testing.T) {
 		if got := m.judge(t, uint32(arch.X86_64.ID), x32Bit|1); got != enosys {
 			t.Errorf("x32 write: %#x", got)
 		}
+		refusal := func(errno unix.Errno) verdict { return unix.SECCOMP_RET_ERRNO | verdict(errno) }
+		for _, c := range []struct {
+			info *arch.Info
+			name string
+			arg  uint64
+			want verdict
+		}{
+			{arch.X86_64, "socket", unix.AF_INET, unix.SECCOMP_RET_ALLOW},
+			{arch.X86_64, "socket", unix.AF_VSOCK, refusal(unix.EPERM)},
+			{arch.X86_64, "socket", unix.AF_ALG, refusal(unix.EPERM)},
+			{arch.X86_64, "socket", 1<<32 | unix.AF_VSOCK, refusal(unix.EINVAL)},
+			{arch.X86_64, "socket", 1<<63 | unix.AF_INET, refusal(unix.EINVAL)},
+			{arch.I386, "socket", unix.AF_INET, unix.SECCOMP_RET_ALLOW},
+			{arch.I386, "socket", unix.AF_VSOCK, refusal(unix.EPERM)},
+			{arch.I386, "socketcall", 1, refusal(unix.ENOSYS)}, // SYS_SOCKET
+			{arch.I386, "socketcall", 3, unix.SECCOMP_RET_ALLOW},
+			{arch.X86_64, "io_setup", 128, refusal(unix.ENOSYS)},
+			{arch.I386, "io_setup", 128, refusal(unix.ENOSYS)},
+		} {
+			if c.info.SyscallNames[c.name] == 0 {
+				t.Fatalf("%s has no %s", c.info.Name, c.name)
+			}
+			if got := m.judge(t, uint32(c.info.ID), uint32(c.info.SyscallNames[c.name]), c.arg); got != c.want {
+				t.Errorf("%s %s(%#x): %#x, want %#x", c.info.Name, c.name, c.arg, got, c.want)
+			}
+		}
 		if got := m.judge(t, uint32(arch.ARM.ID), 1); got != unix.SECCOMP_RET_KILL_PROCESS {
 			t.Errorf("a foreign architecture: %#x", got)
 		}

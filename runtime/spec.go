@@ -2,10 +2,13 @@ package runtime
 
 import (
 	"fmt"
+	"math"
+	"slices"
 	"sync"
 
 	"github.com/moby/profiles/seccomp"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // DefaultCapabilities are what root inside has: docker's list, which is what images are made for. In a user namespace they
@@ -17,8 +20,8 @@ func DefaultCapabilities() []string {
 	}
 }
 
-// DefaultSeccomp resolves moby's profile for a Spec: its capabilities, this kernel, this architecture. Call it again after
-// changing capabilities.
+// DefaultSeccomp resolves moby's profile for a Spec: its capabilities, this kernel, this architecture; and closes what that
+// leaves open (see tighten). Call it again after changing capabilities.
 func DefaultSeccomp(s *specs.Spec) (*specs.LinuxSeccomp, error) {
 	if s.Process == nil || s.Process.Capabilities == nil {
 		s = &specs.Spec{Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{}}}
@@ -27,7 +30,39 @@ func DefaultSeccomp(s *specs.Spec) (*specs.LinuxSeccomp, error) {
 	if err != nil {
 		return nil, fmt.Errorf("seccomp profile: %w", err)
 	}
+	tighten(p)
 	return p, nil
+}
+
+// tighten takes from moby's profile three things that let one tenant reach what is everybody's. Rules that come first win.
+//
+// The family of a socket is an int to the kernel, while a profile compares 64 bits: AF_VSOCK with a bit set above the 32nd
+// is greater than every family it refuses. No program has reason to set one.
+//
+// i386's socketcall(2) keeps the family behind a pointer, where no filter can read it, so it makes no sockets at all; what
+// else it does to them stays. musl falls back to socket(2). The glibc of most distributions and Go for 386 do not: their
+// 32-bit programs have no network. Without AppArmor or SELinux, which look at the family itself, there is no third way.
+//
+// io_setup(2) draws on one number for the whole machine (fs.aio-max-nr), whatever it is raised to. MySQL, MariaDB and nginx
+// take ENOSYS for a kernel without it and go on with threads or plain reads; what insists on it (fio's libaio, ScyllaDB)
+// needs a profile of its own.
+func tighten(p *specs.LinuxSeccomp) {
+	refused := func(name string) bool { return name == "socketcall" || name == "io_setup" }
+	for i, call := range p.Syscalls {
+		if slices.ContainsFunc(call.Names, refused) {
+			p.Syscalls[i].Names = slices.DeleteFunc(slices.Clone(call.Names), refused)
+		}
+	}
+	const makeSocket = 1 // SYS_SOCKET of <linux/net.h>
+	invalid, missing := uint(unix.EINVAL), uint(unix.ENOSYS)
+	p.Syscalls = slices.Insert(p.Syscalls, 0,
+		specs.LinuxSyscall{Names: []string{"socket"}, Action: specs.ActErrno, ErrnoRet: &invalid,
+			Args: []specs.LinuxSeccompArg{{Index: 0, Value: math.MaxUint32, Op: specs.OpGreaterThan}}},
+		specs.LinuxSyscall{Names: []string{"socketcall"}, Action: specs.ActErrno, ErrnoRet: &missing,
+			Args: []specs.LinuxSeccompArg{{Index: 0, Value: makeSocket, Op: specs.OpEqualTo}}},
+		specs.LinuxSyscall{Names: []string{"socketcall"}, Action: specs.ActAllow},
+		specs.LinuxSyscall{Names: []string{"io_setup"}, Action: specs.ActErrno, ErrnoRet: &missing},
+	)
 }
 
 // defaultProfile is DefaultSeccomp for DefaultCapabilities. Specs share its lists, which nobody writes to.
