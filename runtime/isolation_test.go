@@ -146,6 +146,9 @@ func TestInitImageIsSealed(t *testing.T) {
 	if _, err := image.WriteAt([]byte("x"), 0); err == nil {
 		t.Error("init can be written to")
 	}
+	if _, new := kernelAtLeast(6, 3); new && image.Chmod(0) == nil {
+		t.Error("init can be made unexecutable")
+	}
 	// The process is undumpable as of its exec, and the host's user namespace decides who may look.
 	c := create(t, newRuntime(t), CreateOptions{})
 	waitRunning(t, c)
