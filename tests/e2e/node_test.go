@@ -137,7 +137,7 @@ func TestDebianInstallsAndServesSSH(t *testing.T) {
 	port := l.Addr().(*net.TCPAddr).Port
 	l.Close()
 	n.must("run", "-d", "--name", "prison", "--hostname", "prison", "--memory", "512M", "--cpus", "1", "--pids", "200", "-p", fmt.Sprintf("%d:22", port), "debootstrap:bookworm", "sleep", "infinity")
-	n.must("exec", "prison", "sh", "-c", "apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends openssh-server >/dev/null 2>&1 && mkdir -p /run/sshd /root/.ssh")
+	n.must("exec", "prison", "sh", "-c", "apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends openssh-server >/dev/null 2>&1 && mkdir -p /root/.ssh")
 	key := filepath.Join(t.TempDir(), "id")
 	if out, err := exec.Command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key).CombinedOutput(); err != nil {
 		t.Fatalf("ssh-keygen: %v %s", err, out)
@@ -146,7 +146,7 @@ func TestDebianInstallsAndServesSSH(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.must("exec", "prison", "sh", "-c", fmt.Sprintf("chmod 700 /root/.ssh && echo '%s' > /root/.ssh/authorized_keys && chmod 600 /root/.ssh/authorized_keys && /usr/sbin/sshd", strings.TrimSpace(string(pub))))
+	n.must("exec", "prison", "sh", "-c", fmt.Sprintf("chmod 700 /root/.ssh && echo '%s' > /root/.ssh/authorized_keys && chmod 600 /root/.ssh/authorized_keys && service ssh start", strings.TrimSpace(string(pub))))
 	ssh := exec.CommandContext(n.ctx, "ssh", "-p", fmt.Sprint(port), "-i", key, "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
 		"-o", "LogLevel=ERROR", "-o", "BatchMode=yes", "root@127.0.0.1", "hostname; id -u; cat /proc/1/comm")
 	said, err := ssh.CombinedOutput()
