@@ -12,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	goruntime "runtime"
-	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -20,30 +19,13 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/learnos/learnos/internal/buildinfo"
 	"github.com/learnos/learnos/internal/config"
 	"github.com/learnos/learnos/internal/queue"
 )
 
 // nodeTTL is how long etcd remembers a node that has gone silent.
 const nodeTTL = 15 * time.Second
-
-// Version is what the binary was built from, as the Go toolchain recorded it.
-func Version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	version, revision, dirty := info.Main.Version, "", ""
-	for _, s := range info.Settings {
-		switch {
-		case s.Key == "vcs.revision" && len(s.Value) >= 12:
-			revision = " " + s.Value[:12]
-		case s.Key == "vcs.modified" && s.Value == "true":
-			dirty = "+"
-		}
-	}
-	return version + revision + dirty + " " + goruntime.Version()
-}
 
 // daemon is one running Serve.
 type daemon struct {
@@ -277,7 +259,7 @@ func (d *daemon) wake() {
 func (d *daemon) info(instance string) queue.NodeInfo {
 	mem := readMeminfo()
 	i := queue.NodeInfo{
-		Name: d.name, Version: Version(), Instance: instance, Address: hostAddress(),
+		Name: d.name, Version: buildinfo.Version(), Instance: instance, Address: hostAddress(),
 		FreeMemory: d.free(mem), TotalMemory: mem.total, CPUs: goruntime.NumCPU(),
 		MaxEnvironments: d.cfg.MaxEnvironments, StartedAt: d.started, UpdatedAt: time.Now(),
 	}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/learnos/learnos/internal/buildinfo"
 	"github.com/learnos/learnos/nodeagent"
 )
 
@@ -247,7 +248,7 @@ func versionCommand() command {
 }
 
 func printVersion(a *app) error {
-	_, err := fmt.Fprintln(a.stdout, "nodeagent", nodeagent.Version())
+	_, err := fmt.Fprintln(a.stdout, "nodeagent", buildinfo.Version())
 	return err
 }
 
