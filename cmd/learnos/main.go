@@ -16,7 +16,6 @@ import (
 	"github.com/learnos/learnos/internal/buildinfo"
 	"github.com/learnos/learnos/internal/config"
 	"github.com/learnos/learnos/netbridge"
-	"github.com/learnos/learnos/nodeagent"
 	"github.com/learnos/learnos/runtime"
 )
 
