@@ -126,10 +126,7 @@ func (c *Container) watch() {
 		c.execErr = c.process.Wait()
 		c.process = nil
 	}
-	if c.r.dumpable == 1 {
-		// The child took other ids while it shared our memory, and the kernel marked that (rawfork).
-		unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0)
-	}
+	c.r.restoreDumpable()
 	awaitPidfd(c.pidfd)
 	var status unix.WaitStatus
 	for {

@@ -156,6 +156,7 @@ func (r *Runtime) Create(ctx context.Context, o CreateOptions) (c *Container, er
 	}
 	c = &Container{id: o.ID, dir: dir, r: r, group: group, options: &o, plan: p, gone: make(chan struct{})}
 	if err := run(func() error { return b.bear(c) }); err != nil {
+		r.restoreDumpable()
 		return nil, err
 	}
 	go c.watch()
@@ -379,7 +380,13 @@ func (b *birth) bear(c *Container) (err error) {
 	if b.v2 != nil {
 		cgroup = int(b.v2.Fd())
 	}
-	p, err := rawfork.Start(b.steps(), flags, cgroup)
+	start := rawfork.Start
+	if flags&unix.CLONE_NEWUSER != 0 {
+		start = func(p *rawfork.Program, flags uintptr, cgroup int) (*rawfork.Process, error) {
+			return startOwned(p, flags, cgroup, firstID(b.o.Spec.Linux.UIDMappings))
+		}
+	}
+	p, err := start(b.steps(), flags, cgroup)
 	if err != nil {
 		return err
 	}
@@ -399,11 +406,11 @@ func (b *birth) bear(c *Container) (err error) {
 	if err := b.prepare(p); err != nil {
 		return err
 	}
-	start, err := startTime(p.PID)
+	began, err := startTime(p.PID)
 	if err != nil {
 		return err
 	}
-	c.state = &state{ID: b.o.ID, PID: p.PID, Start: start, Boot: bootID(), Created: time.Now().UTC(), Cgroup: b.group.path,
+	c.state = &state{ID: b.o.ID, PID: p.PID, Start: began, Boot: bootID(), Created: time.Now().UTC(), Cgroup: b.group.path,
 		Main: b.o.Main != nil}
 	if res := b.o.Spec.Linux.Resources; res != nil && res.Memory != nil && res.Memory.Limit != nil {
 		c.state.Memory = *res.Memory.Limit
@@ -463,8 +470,8 @@ func raiseHard(pid int, limit specs.POSIXRlimit) error {
 	if !ok {
 		return fmt.Errorf("rlimit %q is unknown", limit.Type)
 	}
-	var now unix.Rlimit
-	if err := unix.Prlimit(pid, resource, nil, &now); err != nil {
+	var now unix.Rlimit // init's are copies of ours; to ask it takes CAP_SYS_RESOURCE, as it is under another user
+	if err := unix.Getrlimit(resource, &now); err != nil {
 		return fmt.Errorf("rlimit %s: %w", limit.Type, err)
 	}
 	if limit.Hard <= now.Max {

@@ -4,9 +4,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	goruntime "runtime"
 	"strconv"
 	"strings"
 	"testing"
+	"unsafe"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -130,6 +132,58 @@ func TestPrivilegesAreGone(t *testing.T) {
 	}
 	if !c.alive() {
 		t.Error("init has ended")
+	}
+}
+
+// The kernel charges some of what is inside to the user who made the namespace: that must be nobody else.
+func TestUserNamespaceHasAnOwnerOfItsOwn(t *testing.T) {
+	c := create(t, newRuntime(t), CreateOptions{})
+	ns, err := c.NamespaceFD(specs.UserNamespace)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	owner, err := ownerOf(ns.Fd())
+	if want := testSpec().Linux.UIDMappings[0].HostID; err != nil || owner != want {
+		t.Errorf("it belongs to user %d (%v), want %d", owner, err, want)
+	}
+}
+
+func TestAsUserLeavesNoTrace(t *testing.T) {
+	goruntime.LockOSThread()
+	defer goruntime.UnlockOSThread()
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGURG), 0, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Prctl(unix.PR_SET_PDEATHSIG, 0, 0, 0, 0)
+	dumpable, _ := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
+	defer unix.Prctl(unix.PR_SET_DUMPABLE, uintptr(dumpable), 0, 0, 0)
+	look := func() string {
+		b, err := os.ReadFile("/proc/thread-self/status")
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := ""
+		for line := range strings.Lines(string(b)) {
+			if strings.HasPrefix(line, "Uid") || strings.HasPrefix(line, "Cap") {
+				text += line
+			}
+		}
+		var death uint32
+		unix.Prctl(unix.PR_GET_PDEATHSIG, uintptr(unsafe.Pointer(&death)), 0, 0, 0)
+		return fmt.Sprint(text, death)
+	}
+	before := look()
+	if err := asUser(123456, func() error {
+		if unix.Geteuid() != 123456 || !hasCap(unix.CAP_SYS_ADMIN) {
+			t.Error("not that user, or without capabilities")
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if after := look(); after != before {
+		t.Errorf("before:\n%s\nafter:\n%s", before, after)
 	}
 }
 

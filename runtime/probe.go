@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	goruntime "runtime"
 	"slices"
 	"strings"
 	"unsafe"
@@ -108,8 +109,38 @@ func probeNamespaces() (checks []Check) {
 		defer ns.Close()
 	}
 	checks = append(checks, check("id mappings", err == nil, detail, "environments can't have ids of their own"))
-	checks = append(checks, probeIDMappedMount(ns))
+	checks = append(checks, probeIDMappedMount(ns), probeOwner())
 	return checks
+}
+
+// probeOwner makes a user namespace as another user.
+func probeOwner() Check {
+	const uid = 100000
+	goruntime.LockOSThread()
+	defer goruntime.UnlockOSThread()
+	dumpable, _ := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
+	defer unix.Prctl(unix.PR_SET_DUMPABLE, uintptr(dumpable), 0, 0, 0)
+	var program rawfork.Program
+	program.Add("wait", rawfork.Must, unix.SYS_PAUSE)
+	p, err := startOwned(&program, unix.CLONE_NEWUSER, -1, uid)
+	owner := uint32(0)
+	if err == nil {
+		defer p.Abort()
+		var ns *os.File
+		if ns, err = os.Open(fmt.Sprintf("/proc/%d/ns/user", p.PID)); err == nil {
+			defer ns.Close()
+			owner, err = ownerOf(ns.Fd())
+		}
+	}
+	detail := "inotify, message queues and the like are counted for each environment"
+	switch {
+	case err != nil:
+		detail = err.Error()
+	case owner != uid:
+		detail = fmt.Sprintf("user namespaces are made by user %d", owner)
+	}
+	return check("allowances", err == nil && owner == uid, detail, "environments share one allowance of inotify instances and message queues with "+
+		"root, and one of them can use it up; let root make user namespaces under other user ids (a security module forbids it)")
 }
 
 func tryNamespace(flag uintptr) error {
