@@ -152,3 +152,23 @@ func eventually(t *testing.T, ok func() bool) {
 	}
 	t.Error("it never came")
 }
+
+// known are the holes that docs/security.md lists: what is open, and why it is still so.
+var known = map[string]string{
+	"neighbour":                   "the kernel has one neighbour table for all network namespaces, and an environment's link is as wide as the bridge's subnet",
+	"a source that a tenant made": "-v trusts its source, as with every engine: the operator may mean the symlink",
+}
+
+// hole notes whether what name calls is open. A hole that nobody knew fails, and so does one that has closed unnoticed.
+func hole(t *testing.T, name string, open bool, what string) {
+	t.Helper()
+	why, listed := known[name]
+	switch {
+	case open && listed:
+		t.Logf("known: %s (%s)", what, why)
+	case open:
+		t.Error(what)
+	case listed:
+		t.Errorf("%q has closed: take it out of known, and out of docs/security.md", name)
+	}
+}

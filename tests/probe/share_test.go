@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"strconv"
 	"strings"
 	"sync"
@@ -39,9 +40,6 @@ func TestProbeShares(t *testing.T) {
 	}{
 		// kernel.pty.max counts every terminal but those of the reserve; at the limit nobody gets a session with one.
 		{"pty", (sysctl(t, "kernel/pty/max") - sysctl(t, "kernel/pty/reserve")) / 4, "the max= option of the devpts mount"},
-		// These are charged to the creator of the user namespace, the host's root, for every environment together.
-		{"inotify", sysctl(t, "fs/inotify/max_user_instances") / 4, "user.max_inotify_instances of the environment's own, and a creator of the namespace per environment"},
-		{"mqueue", 819200 / 4 / 81920, "RLIMIT_MSGQUEUE, and a creator of the namespace per environment"},
 		// One number for the machine, 1,024 events each here.
 		{"aio", sysctl(t, "fs/aio-max-nr") / 4 / 1024, "raise fs.aio-max-nr, or refuse io_setup"},
 		// One table for all network namespaces; at gc_thresh3 the host itself can't find a new neighbour.
@@ -59,8 +57,41 @@ func TestProbeShares(t *testing.T) {
 				got = max(0, neighbours(t)-before)
 			}
 			t.Logf("took %s of at most %d: %s", out, c.most, c.fix)
-			if got > c.most {
-				t.Errorf("one environment gets %d, more than a quarter of what everybody has together: a few of them take it all (%s)", got, c.fix)
+			hole(t, c.what, got > c.most, fmt.Sprintf("one environment gets %d, more than a quarter of what everybody has together: a few of them "+
+				"take it all (%s)", got, c.fix))
+		})
+	}
+}
+
+// TestProbeAllowances: what the kernel counts by user, and for whoever made the user namespace too, each environment has for
+// itself: while one holds all that it can get, another gets as much, and the host's root gets some.
+func TestProbeAllowances(t *testing.T) {
+	for _, what := range []string{"inotify", "mqueue"} {
+		t.Run(what, func(t *testing.T) {
+			greedy, other := machine(t), machine(t)
+			c := command("exec", greedy, "/inside", "hog", what, "100000", "1m")
+			out, err := c.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := c.Start(); err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = c.Process.Kill(); _ = c.Wait() }()
+			var all int
+			var why string
+			if _, err := fmt.Fscan(out, &all, &why); err != nil || all == 0 || why == "<nil>" {
+				t.Fatalf("it took %d, then %q: %v", all, why, err)
+			}
+			if got := must(t, "exec", other, "/inside", "hog", what, strconv.Itoa(all)); got != fmt.Sprint(all, " <nil>") {
+				t.Errorf("while one environment holds %d, another gets %s", all, got)
+			}
+			if what == "mqueue" {
+				return // root may exceed its allowance anyway
+			}
+			host, err := exec.Command(inside, "hog", what, "1").CombinedOutput()
+			if strings.TrimSpace(string(host)) != "1 <nil>" {
+				t.Errorf("while an environment holds %d, the host's root gets %s %v", all, host, err)
 			}
 		})
 	}
