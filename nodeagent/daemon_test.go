@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -430,6 +431,31 @@ func TestTwentyAtOnce(t *testing.T) {
 		p.await(id, queue.StateDeleted)
 	}
 	p.clean()
+}
+
+// A job that names no limit of processes gets one all the same, and the daemon sees to it that the machine has numbers for many
+// environments like it.
+func TestProcessesAreLimited(t *testing.T) {
+	p := newPlatform(t, "")
+	p.start()
+	id := p.create(func(s *queue.EnvSpec) { s.Limits.PIDs = 0 })
+	p.await(id, queue.StateRunning)
+	n, err := Open(p.root, Options{})
+	check(t, err)
+	env, err := n.Load(t.Context(), id)
+	check(t, err)
+	stats, err := env.Container().Stats(t.Context())
+	check(t, err)
+	if stats.PIDsLimit != DefaultPIDs {
+		t.Errorf("it may have %d processes, want %d", stats.PIDsLimit, DefaultPIDs)
+	}
+	body, err := os.ReadFile(pidMaxPath)
+	check(t, err)
+	if strings.TrimSpace(string(body)) != strconv.Itoa(mostPIDs) {
+		t.Errorf("the machine has numbers for %s processes", body)
+	}
+	p.delete(id)
+	p.await(id, queue.StateDeleted)
 }
 
 func TestFailuresHaveReasons(t *testing.T) {

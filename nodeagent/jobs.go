@@ -1,6 +1,7 @@
 package nodeagent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -282,7 +283,7 @@ func (d *daemon) create(ctx context.Context, h *hosted, spec *queue.EnvSpec, tol
 	env, err := d.node.Create(ctx, CreateOptions{
 		ID: h.id, Image: img, NoMain: true, Owner: OwnerPlatform, Hostname: hostnameFor(spec),
 		Limits: Limits{
-			MemoryBytes: spec.Limits.MemoryBytes, CPUs: spec.Limits.CPUs, PIDs: spec.Limits.PIDs,
+			MemoryBytes: spec.Limits.MemoryBytes, CPUs: spec.Limits.CPUs, PIDs: cmp.Or(spec.Limits.PIDs, DefaultPIDs),
 			NetQuotaBytes: spec.Limits.NetQuotaBytes, BlkQuotaBytes: spec.Limits.BlkQuotaBytes,
 		},
 		Platform: &PlatformRecord{Shell: spec.Command, Deadline: spec.Deadline, IdleTimeout: spec.IdleTimeout},

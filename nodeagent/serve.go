@@ -86,6 +86,7 @@ func Serve(ctx context.Context, cfg *config.Config) error {
 		envs: map[string]*hosted{}, sample: make(chan struct{}),
 		kick: make(chan struct{}, 1), news: make(chan struct{}, 1),
 	}
+	raisePIDMax(pidMaxPath, d.log)
 	d.pub = newPublisher(d.queue, d.name, filepath.Join(n.root, "ended"), d.log)
 	if err := d.takeUp(ctx); err != nil {
 		return err

@@ -2,6 +2,7 @@ package nodeagent
 
 import (
 	"errors"
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -390,6 +391,19 @@ func TestSpelling(t *testing.T) {
 	} {
 		if got := [3]bool{validID(s), validName(s), validHost(s)}; got != want {
 			t.Errorf("%q: %v, want %v", s, got, want)
+		}
+	}
+}
+
+func TestRaisePIDMax(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "pid_max")
+	for from, to := range map[string]string{"32768\n": "4194304", "4194304\n": "4194304\n", "nonsense": "nonsense"} {
+		if err := os.WriteFile(path, []byte(from), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		raisePIDMax(path, slog.New(slog.DiscardHandler))
+		if got, err := os.ReadFile(path); err != nil || string(got) != to {
+			t.Errorf("from %q to %q (%v), want %q", from, got, err, to)
 		}
 	}
 }

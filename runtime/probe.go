@@ -25,7 +25,7 @@ func Probe(ctx context.Context) []Check {
 	checks = append(checks, probeCalls()...)
 	checks = append(checks, probeSeccomp())
 	checks = append(checks, probeCgroups()...)
-	checks = append(checks, probeRlimits(), probePTYs(), probeLSM(), probePSI())
+	checks = append(checks, probeRlimits(), probePTYs(), probePIDs(), probeLSM(), probePSI())
 	return checks
 }
 
@@ -275,6 +275,14 @@ func probePTYs() Check {
 	used, _ := os.ReadFile("/proc/sys/kernel/pty/nr")
 	limit, now := number(strings.TrimSpace(string(b))), number(strings.TrimSpace(string(used)))
 	return check("terminals", limit > now+64, fmt.Sprintf("%d of %d in use", now, limit), "sessions will fail for want of terminals; raise kernel.pty.max")
+}
+
+// probePIDs wants numbers for sixteen environments of 4,096 processes each.
+func probePIDs() Check {
+	b, _ := os.ReadFile("/proc/sys/kernel/pid_max")
+	limit := number(strings.TrimSpace(string(b)))
+	return check("process numbers", limit >= 16*4096, fmt.Sprintf("%d", limit), "a few environments can use them up, and then the host can't start "+
+		"a process; raise kernel.pid_max (to 4194304, as the node's daemon does when it starts)")
 }
 
 func probeLSM() Check {
