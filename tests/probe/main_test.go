@@ -155,8 +155,7 @@ func eventually(t *testing.T, ok func() bool) {
 
 // known are the holes that docs/security.md lists: what is open, and why it is still so.
 var known = map[string]string{
-	"neighbour":                   "the kernel has one neighbour table for all network namespaces, and an environment's link is as wide as the bridge's subnet",
-	"a source that a tenant made": "-v trusts its source, as with every engine: the operator may mean the symlink",
+	"neighbour": "the kernel has one neighbour table for all network namespaces, and an environment's link is as wide as the bridge's subnet",
 }
 
 // hole notes whether what name calls is open. A hole that nobody knew fails, and so does one that has closed unnoticed.
