@@ -126,11 +126,11 @@ func (b *Bridge) connect(ctx context.Context, a *Attachment, ns *os.File) error 
 	if err := in.up(peer); err != nil {
 		return fmt.Errorf("bring eth0 up: %w", err)
 	}
-	if err := in.address(peer, a.IP.AsSlice(), lastAddress(a.Prefix), a.Prefix.Bits()); err != nil {
+	if err := in.address(peer, a.IP.AsSlice()); err != nil {
 		return fmt.Errorf("give eth0 the address %s: %w", a.Prefix, err)
 	}
-	if err := in.defaultRoute(peer, a.Gateway.AsSlice()); err != nil {
-		return fmt.Errorf("route through %s: %w", a.Gateway, err)
+	if err := in.routes(peer, a.Gateway.AsSlice(), macOf(a.Gateway)); err != nil {
+		return fmt.Errorf("through %s: %w", a.Gateway, err)
 	}
 	return nil
 }

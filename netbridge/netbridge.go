@@ -102,8 +102,8 @@ type AttachOptions struct {
 type Attachment struct {
 	ID       string
 	IP       netip.Addr
-	Prefix   netip.Prefix // IP with the subnet's length, as set on eth0 inside
-	Gateway  netip.Addr
+	Prefix   netip.Prefix // IP/32, as set on eth0 inside: not the bridge's subnet, of which an environment sees the gateway only
+	Gateway  netip.Addr   // the host's address on the bridge, alone on the link with the environment
 	MAC      net.HardwareAddr
 	HostIf   string // the host's end of the veth pair
 	Hostname string

@@ -55,13 +55,21 @@ func hog(args []string) error {
 			if err != nil {
 				return err
 			}
+			// Around itself, whatever its own address says of the link, and every way round a gateway.
+			bits, flags := min(bits, 20), 0
+			if i%2 == 1 {
+				if err := unix.BindToDevice(fd, "eth0"); err != nil {
+					return err
+				}
+				flags = unix.MSG_DONTROUTE
+			}
 			v := uint32(ip[0])<<24 | uint32(ip[1])<<16 | uint32(ip[2])<<8 | uint32(ip[3])
 			mask := ^uint32(0) << (32 - bits)
 			if i >= int(^mask)-2 {
 				return unix.ERANGE
 			}
 			v = v&mask + uint32(i) + 2
-			return unix.Sendto(fd, []byte{0}, 0, &unix.SockaddrInet4{Port: 9, Addr: [4]byte{byte(v >> 24), byte(v >> 16), byte(v >> 8), byte(v)}})
+			return unix.Sendto(fd, []byte{0}, flags, &unix.SockaddrInet4{Port: 9, Addr: [4]byte{byte(v >> 24), byte(v >> 16), byte(v >> 8), byte(v)}})
 		},
 	}[args[0]]
 	if one == nil {
