@@ -290,7 +290,7 @@ func (p *platform) clean() {
 	for range 100 {
 		found = nil
 		for _, pattern := range []string{
-			filepath.Join(p.root, "envs", "*"), filepath.Join(p.root, "run", "[a-z0-9]*"), filepath.Join(p.root, "snapshots", "*"),
+			filepath.Join(p.root, "envs", "*"), filepath.Join(runDir, parent, "[a-z0-9]*"), filepath.Join(p.root, "snapshots", "*"),
 			"/sys/fs/cgroup/*/" + parent + "/*/cgroup.procs", "/sys/fs/cgroup/" + parent + "/*/cgroup.procs",
 			"/sys/class/net/" + parent + "/brif/*",
 		} {
@@ -431,6 +431,46 @@ func TestTwentyAtOnce(t *testing.T) {
 		p.await(id, queue.StateDeleted)
 	}
 	p.clean()
+}
+
+// After a restart of the machine the runtime remembers nothing: what ran has ended, and gives back what it held. The same
+// when only /run was emptied, and its processes still run.
+func TestRestartedMachine(t *testing.T) {
+	root := newRoot(t)
+	n, err := Open(root, Options{})
+	check(t, err)
+	img, err := n.Images().Image(t.Context(), "busybox")
+	check(t, err)
+	env, err := n.Create(t.Context(), CreateOptions{Image: img, Args: []string{"sleep", "600"}, Owner: OwnerDetached, Net: NetNone})
+	check(t, err)
+	if info, err := os.Stat(n.RunDir()); err != nil || info.Mode().Perm() != 0o700 {
+		t.Fatalf("%s: %v %v", n.RunDir(), info, err)
+	}
+	pid := env.Record().PID
+	check(t, os.RemoveAll(n.RunDir()))
+	n, err = Open(root, Options{})
+	check(t, err)
+	check(t, env.update(func(r *Record) { r.PID = 0 })) // what the number names after a restart is another process, or none
+	touched, err := n.Reconcile(t.Context())
+	check(t, err)
+	if len(touched) != 1 || touched[0] != env.ID() {
+		t.Errorf("settled %v", touched)
+	}
+	r, err := n.Record(env.ID())
+	check(t, err)
+	if r.State != StateExited || !strings.Contains(r.Reason, "restarted") {
+		t.Errorf("it is %s: %s", r.State, r.Reason)
+	}
+	if b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat"); err == nil && !strings.Contains(string(b), ") Z ") {
+		t.Errorf("its init still runs: %s", b)
+	}
+	if _, err := os.Stat(filepath.Join(root, "snapshots", env.ID())); !os.IsNotExist(err) {
+		t.Errorf("its disk is still there: %v", err)
+	}
+	check(t, n.Destroy(t.Context()))
+	if _, err := os.Stat(n.RunDir()); !os.IsNotExist(err) {
+		t.Errorf("a node given back leaves %s: %v", n.RunDir(), err)
+	}
 }
 
 // A job that names no limit of processes gets one all the same, and the daemon sees to it that the machine has numbers for many

@@ -165,6 +165,12 @@ func (n *Node) teardown(ctx context.Context, r *Record) error {
 		}
 	case !errors.Is(err, runtime.ErrNotFound):
 		return fmt.Errorf("load environment %s: %w", r.ID, err)
+	default:
+		// Usually the machine was restarted. But if only /run was emptied, processes that bear its ids still run in its
+		// cgroup, and the ids go to the next.
+		if _, err := n.runtime.Sweep(ctx, func(id string) bool { return id != r.ID }); err != nil {
+			return fmt.Errorf("clear what is left of environment %s: %w", r.ID, err)
+		}
 	}
 	if b, err := n.existingBridge(ctx); err != nil {
 		errs = append(errs, err)
@@ -371,6 +377,10 @@ func (n *Node) Destroy(ctx context.Context) error {
 		n.net = nil
 		n.netMu.Unlock()
 	}
-	errs = append(errs, n.runtime.Retire())
+	if err := n.runtime.Retire(); err != nil {
+		errs = append(errs, err)
+	} else {
+		errs = append(errs, os.RemoveAll(n.RunDir()))
+	}
 	return errors.Join(errs...)
 }

@@ -109,7 +109,11 @@ func (r *Runtime) Create(ctx context.Context, o CreateOptions) (c *Container, er
 		return nil, err
 	}
 	dir := r.stateDir(o.ID)
-	if err := os.Mkdir(dir, 0o700); err != nil {
+	err = os.Mkdir(dir, 0o700)
+	if errors.Is(err, os.ErrNotExist) { // the state directory has gone since Open
+		err = os.MkdirAll(dir, 0o700)
+	}
+	if err != nil {
 		if errors.Is(err, os.ErrExist) {
 			return nil, ErrExists
 		}

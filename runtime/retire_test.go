@@ -26,6 +26,12 @@ func TestRetire(t *testing.T) {
 		if err := r.Retire(); err != nil {
 			t.Fatal(err)
 		}
+		if err := os.RemoveAll(r.opts.StateDir); err != nil {
+			t.Fatal(err)
+		}
+		if left, err := r.List(t.Context()); err != nil || len(left) > 0 {
+			t.Errorf("without its directory it lists %v %v", left, err)
+		}
 		for _, h := range r.hierarchies.all {
 			if _, err := os.Stat(filepath.Join(h.dir, r.opts.CgroupParent)); !os.IsNotExist(err) {
 				t.Errorf("%s is still there (%v)", filepath.Join(h.dir, r.opts.CgroupParent), err)

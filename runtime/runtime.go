@@ -255,7 +255,7 @@ func (r *Runtime) List(ctx context.Context) ([]string, error) {
 
 func (r *Runtime) stateNames() ([]string, error) {
 	entries, err := os.ReadDir(r.opts.StateDir)
-	if err != nil {
+	if err != nil && !errors.Is(err, os.ErrNotExist) { // it may have been given back; Create makes it anew
 		return nil, fmt.Errorf("list containers: %w", err)
 	}
 	var names []string

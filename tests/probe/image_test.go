@@ -456,7 +456,7 @@ func TestProbePasswd(t *testing.T) {
 // reaches it from outside with garbage does init no harm.
 func TestProbeControlSocket(t *testing.T) {
 	id := machine(t)
-	socket := filepath.Join(root, "run", id, "ctl")
+	socket := filepath.Join(state, id, "ctl")
 	dial := func() (net.Conn, error) {
 		dir, err := os.Open(filepath.Dir(socket)) // an address holds 107 bytes only
 		if err != nil {

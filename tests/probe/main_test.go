@@ -25,6 +25,7 @@ var (
 	agent  string // the nodeagent of this checkout
 	inside string // the hostile program
 	root   string // the node under attack
+	state  string // where it keeps what its runtime knows
 	secret = rand.Text()
 )
 
@@ -71,6 +72,12 @@ func TestMain(m *testing.M) {
 			fmt.Fprintf(os.Stderr, "build the image: %v\n%s", err, out)
 			return 1
 		}
+		n, err := nodeagent.Open(root, nodeagent.Options{})
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		state = n.RunDir()
 		return m.Run()
 	}())
 }

@@ -175,7 +175,7 @@ func TestProbeInitHoldsNothing(t *testing.T) {
 		link, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, n.Name()))
 		switch {
 		case strings.HasPrefix(link, "socket:"), strings.HasPrefix(link, "pipe:"), strings.HasPrefix(link, "anon_inode:"), strings.HasPrefix(link, "/dev/"):
-		case strings.HasPrefix(link, root+"/run/"+id+"/status"), strings.Contains(link, "/"+id+"/") && strings.Contains(link, "log"):
+		case strings.HasPrefix(link, state+"/"+id+"/status"), strings.Contains(link, "/"+id+"/") && strings.Contains(link, "log"):
 		case link == "/": // its own devpts
 		default:
 			t.Errorf("init holds %s -> %s", n.Name(), link)

@@ -224,7 +224,7 @@ func TestProbeResources(t *testing.T) {
 			return !strings.Contains(must(t, "ps"), id[:8]) || strings.Contains(must(t, "inspect", id), "exited")
 		})
 		var size int64
-		for _, dir := range []string{root + "/envs/" + id, root + "/run/" + id} {
+		for _, dir := range []string{root + "/envs/" + id, state + "/" + id} {
 			entries, _ := os.ReadDir(dir)
 			for _, e := range entries {
 				if info, err := e.Info(); err == nil {
