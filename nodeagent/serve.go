@@ -58,7 +58,7 @@ func Serve(ctx context.Context, cfg *config.Config) error {
 	}
 	root := cfg.Node.Root
 	if root == "" {
-		root = filepath.Join(cfg.Common.DataDir, "node")
+		root = cfg.Common.DataDir
 	}
 	n, err := Open(root, opts)
 	if err != nil {
