@@ -247,6 +247,27 @@ func TestDetach(t *testing.T) {
 	mustBeEmpty(t, b)
 }
 
+// Only an environment that never used its link is spared the walk through the connection table.
+func TestSilent(t *testing.T) {
+	b := openBridge(t, testConfig(t))
+	a, ns := attach(t, b, "env-a", AttachOptions{})
+	v, _ := attach(t, b, "env-v", AttachOptions{})
+	p, _ := attach(t, b, "env-p", AttachOptions{Ports: []Port{{HostPort: 8080, Port: 80}}})
+	serve(t, outside, "udp4", publicAddress+":123", "time")
+	for _, l := range []*lease{{IP: a.IP}, {IP: v.IP}} {
+		if !b.silent(l) {
+			t.Errorf("%s is not silent before it has sent a packet", l.IP)
+		}
+	}
+	mustAnswer(t, ns, "udp4", publicAddress+":123", "time")
+	_, _ = ask(nil, "udp4", v.IP.String()+":9", 100*time.Millisecond) // refused: it only answers
+	for what, l := range map[string]*lease{"sent": {IP: a.IP}, "was sent to": {IP: v.IP}, "publishes": {IP: p.IP, Ports: p.Ports}, "has no link": {IP: p.IP.Next()}} {
+		if b.silent(l) {
+			t.Errorf("one that %s counts as silent", what)
+		}
+	}
+}
+
 // The namespace is alive when Detach returns: it must be cut off at once, not when its link is deleted.
 func TestDetachCutsOffAtOnce(t *testing.T) {
 	b := openBridge(t, testConfig(t))
@@ -383,7 +404,6 @@ func BenchmarkAttach(bm *testing.B) {
 			bm.Fatal(err)
 		}
 		ns.Close()
-		b.background.Wait()
 	}
 	bm.ReportMetric(float64(attachTime.Microseconds())/float64(bm.N), "µs/attach")
 	bm.ReportMetric(float64(detachTime.Microseconds())/float64(bm.N), "µs/detach")
@@ -414,7 +434,6 @@ func BenchmarkAttachEight(bm *testing.B) {
 		}
 		wg.Wait()
 	}
-	b.background.Wait()
 	bm.ReportMetric(float64(attachTime.Load())/float64(8*bm.N), "µs/attach")
 	bm.ReportMetric(float64(detachTime.Load())/float64(8*bm.N), "µs/detach")
 }

@@ -79,6 +79,8 @@ type Bridge struct {
 	rules  *rules
 
 	background sync.WaitGroup // link deletions nobody waits for
+	closing    chan struct{}  // closed by Close: they wait no longer
+	closeOnce  sync.Once
 }
 
 // Port publishes Port of an environment as HostPort of the host.
@@ -219,6 +221,7 @@ func lockDir(dir string) (unlock func(), err error) {
 // Close waits for the link deletions that Detach left running and closes sockets. It changes nothing in the
 // kernel; a process that ends without it leaves at most links that Sweep finds.
 func (b *Bridge) Close() error {
+	b.closeOnce.Do(func() { close(b.closing) })
 	b.background.Wait()
 	b.h.Close()
 	b.route.Close()
