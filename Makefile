@@ -2,13 +2,13 @@
 SHELL := /bin/bash
 GO ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
-LDFLAGS := -s -w
+LDFLAGS := -s -w -X github.com/learnos/learnos/internal/buildinfo.version=$(VERSION)
 BINS := learnos nodeagent gateway web
 DATA ?= /var/lib/learnos
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup init panel build up test lint fuzz bench clean
+.PHONY: help setup init panel build up test lint bench probe fuzz vm clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -51,6 +51,22 @@ lint: ## gofmt, go vet, staticcheck, and the panel's type check
 
 bench: build ## measure: create to first prompt byte, and each room's own benchmarks
 	$(GO) run ./tests/bench $(ARGS)
+
+probe: setup init ## a hostile program tries to get out of an environment; a table of what it tried
+	@scripts/setup test
+	$(GO) test -count=1 -v -run Probe ./tests/probe
+
+fuzz: init ## fuzz every parser that reads what a stranger sends, FUZZTIME each (10s)
+	@for pkg in $$($(GO) list ./...); do \
+		for f in $$($(GO) test -list '^Fuzz' $$pkg 2>/dev/null | grep '^Fuzz'); do \
+			echo "$$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $${FUZZTIME:-10s} $$pkg || exit 1; \
+		done; \
+	done
+
+vm: ## a root shell on a pure cgroup v2 machine (QEMU, a Debian kernel, this checkout read-only)
+	@scripts/setup test
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/vmexec ./tests/vm/vmexec
+	bin/vmexec -shell
 
 clean: ## remove what building left here (never an environment or a data directory)
 	rm -rf bin runtime/embedded/init web/panel/node_modules

@@ -13,22 +13,11 @@ import (
 // their terminal and signal them. A session gets exactly the plan's sets.
 const initCaps = 1<<unix.CAP_SETUID | 1<<unix.CAP_SETGID | 1<<unix.CAP_CHOWN | 1<<unix.CAP_KILL
 
-// confine gives up, on every thread, all that sessions must not have, so that they inherit nothing.
+// confine gives up, on every thread, what sessions must not have, so that they inherit nothing. The bounding set and
+// no_new_privs have been seen to before our exec, when there was one thread; that left us with all capabilities, by way of
+// an inheritable set that goes now.
 func (s *server) confine(p *initproto.Plan) *fault {
 	s.log.limit(p.LogMax)
-	for bit := range unix.CAP_LAST_CAP + 1 {
-		if p.Caps.Bounding&(1<<bit) != 0 {
-			continue
-		}
-		if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, uintptr(bit), 0); errno != 0 && errno != unix.EINVAL {
-			return failed("drop a capability from the bounding set", errno)
-		}
-	}
-	if p.NoNewPrivs {
-		if _, _, errno := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0); errno != 0 {
-			return failed("no_new_privs", errno)
-		}
-	}
 	if p.SeccompOnInit && !p.NoNewPrivs {
 		if f := installSeccomp(p); f != nil { // needs the CAP_SYS_ADMIN that goes below
 			return f

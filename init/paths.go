@@ -43,6 +43,11 @@ func makeDirectory(root int, path string) (int, error) {
 	if err != unix.ENOENT {
 		return fd, err
 	}
+	return makeMissing(root, path, false)
+}
+
+// makeMissing makes a directory, or an empty file, that has just been found missing, and opens it as O_PATH.
+func makeMissing(root int, path string, file bool) (int, error) {
 	dir, name := parent(path)
 	if name == "" || name == "." || name == ".." {
 		return -1, unix.ENOENT
@@ -52,32 +57,19 @@ func makeDirectory(root int, path string) (int, error) {
 		return -1, err
 	}
 	defer unix.Close(above)
+	if file {
+		fd, err := unix.Openat(above, name, unix.O_RDONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o644)
+		if err == nil {
+			unix.Close(fd)
+		} else if err != unix.EEXIST {
+			return -1, err
+		}
+		return resolve(above, name, unix.O_PATH, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_SYMLINKS)
+	}
 	if err := unix.Mkdirat(above, name, 0o755); err != nil && err != unix.EEXIST {
 		return -1, err
 	}
-	return openInside(root, path, unix.O_PATH|unix.O_DIRECTORY, 0)
-}
-
-// makeFile opens a file inside as O_PATH, making an empty one when it is missing.
-func makeFile(root int, path string) (int, error) {
-	fd, err := openInside(root, path, unix.O_PATH, 0)
-	if err != unix.ENOENT {
-		return fd, err
-	}
-	dir, name := parent(path)
-	above, err := makeDirectory(root, dir)
-	if err != nil {
-		return -1, err
-	}
-	defer unix.Close(above)
-	fd, err = unix.Openat(above, name, unix.O_RDONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o644)
-	if err != nil && err != unix.EEXIST {
-		return -1, err
-	}
-	if err == nil {
-		unix.Close(fd)
-	}
-	return openInside(root, path, unix.O_PATH, 0)
+	return resolve(above, name, unix.O_PATH|unix.O_DIRECTORY, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_SYMLINKS)
 }
 
 // isType says what kind of file a descriptor refers to (S_IFDIR and so on).

@@ -182,11 +182,14 @@ func (s *server) container(p *initproto.Plan, c *conn) *fault {
 		return f
 	}
 	if x.Terminal { // made here, because the root may be read-only later
-		if fd, err := makeFile(root, "/dev/console"); err == nil {
-			unix.Close(fd)
-		} else {
+		fd, err := openInside(root, "/dev/console", unix.O_PATH, 0)
+		if err == unix.ENOENT {
+			fd, err = makeMissing(root, "/dev/console", true)
+		}
+		if err != nil {
 			return failed("/dev/console", err)
 		}
+		unix.Close(fd)
 	}
 	if x.Cwd != "" { // the same
 		if fd, err := makeDirectory(root, x.Cwd); err == nil {

@@ -237,11 +237,7 @@ func (s *server) target(root int, m *initproto.Mount, what string) (fd int, f *f
 	}
 	fd, err := openInside(root, m.Dest, unix.O_PATH, more)
 	if err == unix.ENOENT {
-		if m.File {
-			fd, err = makeFile(root, m.Dest)
-		} else {
-			fd, err = makeDirectory(root, m.Dest)
-		}
+		fd, err = makeMissing(root, m.Dest, m.File)
 	}
 	switch {
 	case err == unix.ELOOP && m.Strict:

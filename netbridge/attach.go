@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 )
 
 // Attach gives the network namespace an eth0 with an address, a default route and a working lo, and opens the
@@ -95,12 +96,20 @@ func (b *Bridge) Detach(ctx context.Context, id string) error {
 		return fmt.Errorf("detach %s: %w", id, err)
 	}
 	b.background.Go(func() {
+		select {
+		case <-time.After(linkGrace):
+		case <-b.closing:
+		}
 		for _, index := range links {
 			b.deleteLinkAt(index) // what fails is left to Sweep
 		}
 	})
 	return nil
 }
+
+// linkGrace is how long Detach leaves a link to its namespace's end. That takes many links away at one time; to delete
+// one by name, the kernel keeps every other change of links on the machine waiting for some 30 ms.
+const linkGrace = time.Second
 
 // linksOf finds what an attachment has in the host's namespace, by index: by the time they are deleted somebody else
 // may have the address, and with it the names.
@@ -122,8 +131,10 @@ func (b *Bridge) linksOf(l *lease) (indexes []int) {
 func (b *Bridge) release(l *lease) error {
 	a := b.attachment(l)
 	stale := b.rules.remove(a) != nil // not as they should be: write them anew below, without this lease
-	if err := b.endFlows(l.IP); err != nil {
-		return err
+	if !b.silent(l) {
+		if err := b.endFlows(l.IP); err != nil {
+			return err
+		}
 	}
 	if err := b.forgetNeighbour(l.IP); err != nil {
 		return err
@@ -135,6 +146,21 @@ func (b *Bridge) release(l *lease) error {
 		return b.reload()
 	}
 	return nil
+}
+
+// silent tells whether an environment, cut off by now, has certainly no tracked connections: not a packet passed its
+// link, and nothing was published that somebody may have tried before the link was up. It saves two walks through the
+// machine's whole connection table, under a lock of all network namespaces.
+func (b *Bridge) silent(l *lease) bool {
+	if len(l.Ports) > 0 {
+		return false
+	}
+	link, err := b.h.LinkByName(b.linkName(l.IP))
+	if err != nil {
+		return false
+	}
+	s := link.Attrs().Statistics
+	return s != nil && s.RxPackets == 0 && s.TxPackets == 0
 }
 
 // Attachment returns what Attach made, also in another process.

@@ -9,10 +9,13 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 func TestAttachReachesOutside(t *testing.T) {
@@ -29,13 +32,58 @@ func TestAttachReachesOutside(t *testing.T) {
 	if eth0.MTU != uplinkMTU || eth0.HardwareAddr.String() != a.MAC.String() {
 		t.Errorf("eth0 has MTU %d and MAC %s, want the uplink's %d and %s", eth0.MTU, eth0.HardwareAddr, uplinkMTU, a.MAC)
 	}
-	if !a.Prefix.Contains(a.Gateway) || a.Prefix.Addr() != a.IP || !pool.Contains(a.IP) {
+	if !b.subnet.Contains(a.Gateway) || a.Prefix != netip.PrefixFrom(a.IP, 32) || !pool.Contains(a.IP) {
 		t.Errorf("odd attachment %+v", a)
 	}
 	again, err := b.Attachment("env-a")
 	if err != nil || again.IP != a.IP || again.Hostname != "box" {
 		t.Errorf("Attachment: %+v, %v; want %+v", again, err, a)
 	}
+}
+
+// The neighbour table is one for the machine: whatever is sent from inside, and by whatever means, asks for nobody.
+func TestNobodyIsAskedFor(t *testing.T) {
+	b := openBridge(t, testConfig(t))
+	a, ns := attach(t, b, "env-a", AttachOptions{})
+	serve(t, outside, "udp4", publicAddress+":123", "time")
+	err := in(ns, func() error {
+		routes := output(t, "ip", "route")
+		if want := fmt.Sprintf("default via %s dev eth0 \n%s dev eth0 scope link \n", a.Gateway, a.Gateway); routes != want {
+			t.Errorf("routes inside:\n%swant\n%s", routes, want)
+		}
+		for _, way := range []struct {
+			bound bool
+			flags int
+		}{{false, 0}, {true, 0}, {false, unix.MSG_DONTROUTE}, {true, unix.MSG_DONTROUTE}} {
+			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK, 0)
+			if err != nil {
+				return err
+			}
+			if way.bound {
+				if err := unix.BindToDevice(fd, "eth0"); err != nil {
+					return err
+				}
+			}
+			to := b.subnet.Addr()
+			for range 50 {
+				if to = to.Next(); to == a.IP || to == a.Gateway {
+					continue
+				}
+				_ = unix.Sendto(fd, []byte{0}, way.flags, &unix.SockaddrInet4{Port: 9, Addr: to.As4()})
+				_ = unix.Sendto(fd, []byte{0}, way.flags, &unix.SockaddrInet4{Port: 9, Addr: [4]byte{192, 0, 2, to.As4()[3]}})
+			}
+			unix.Close(fd)
+		}
+		known := output(t, "ip", "neigh", "show", "nud", "all", "dev", "eth0")
+		if strings.Count(known, "\n") != 1 || !strings.HasPrefix(known, a.Gateway.String()+" ") || !strings.Contains(known, "PERMANENT") {
+			t.Errorf("neighbours inside:\n%swant the gateway", known)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	mustAnswer(t, ns, "udp4", publicAddress+":123", "time")
 }
 
 func TestNoIPv6Inside(t *testing.T) {
@@ -199,6 +247,27 @@ func TestDetach(t *testing.T) {
 	mustBeEmpty(t, b)
 }
 
+// Only an environment that never used its link is spared the walk through the connection table.
+func TestSilent(t *testing.T) {
+	b := openBridge(t, testConfig(t))
+	a, ns := attach(t, b, "env-a", AttachOptions{})
+	v, _ := attach(t, b, "env-v", AttachOptions{})
+	p, _ := attach(t, b, "env-p", AttachOptions{Ports: []Port{{HostPort: 8080, Port: 80}}})
+	serve(t, outside, "udp4", publicAddress+":123", "time")
+	for _, l := range []*lease{{IP: a.IP}, {IP: v.IP}} {
+		if !b.silent(l) {
+			t.Errorf("%s is not silent before it has sent a packet", l.IP)
+		}
+	}
+	mustAnswer(t, ns, "udp4", publicAddress+":123", "time")
+	_, _ = ask(nil, "udp4", v.IP.String()+":9", 100*time.Millisecond) // refused: it only answers
+	for what, l := range map[string]*lease{"sent": {IP: a.IP}, "was sent to": {IP: v.IP}, "publishes": {IP: p.IP, Ports: p.Ports}, "has no link": {IP: p.IP.Next()}} {
+		if b.silent(l) {
+			t.Errorf("one that %s counts as silent", what)
+		}
+	}
+}
+
 // The namespace is alive when Detach returns: it must be cut off at once, not when its link is deleted.
 func TestDetachCutsOffAtOnce(t *testing.T) {
 	b := openBridge(t, testConfig(t))
@@ -335,10 +404,38 @@ func BenchmarkAttach(bm *testing.B) {
 			bm.Fatal(err)
 		}
 		ns.Close()
-		b.background.Wait()
 	}
 	bm.ReportMetric(float64(attachTime.Microseconds())/float64(bm.N), "µs/attach")
 	bm.ReportMetric(float64(detachTime.Microseconds())/float64(bm.N), "µs/detach")
+}
+
+// BenchmarkAttachEight is what a node does that starts and ends eight environments at once.
+func BenchmarkAttachEight(bm *testing.B) {
+	b := openBridge(bm, testConfig(bm))
+	var attachTime, detachTime atomic.Int64
+	for i := range bm.N {
+		var wg sync.WaitGroup
+		for j := range 8 {
+			ns := newNetns(bm)
+			wg.Go(func() {
+				id := fmt.Sprintf("bench-%d-%d", i, j)
+				start := time.Now()
+				if _, err := b.Attach(bm.Context(), id, ns, AttachOptions{}); err != nil {
+					bm.Error(err)
+				}
+				attachTime.Add(time.Since(start).Microseconds())
+				start = time.Now()
+				if err := b.Detach(bm.Context(), id); err != nil {
+					bm.Error(err)
+				}
+				detachTime.Add(time.Since(start).Microseconds())
+				ns.Close()
+			})
+		}
+		wg.Wait()
+	}
+	bm.ReportMetric(float64(attachTime.Load())/float64(8*bm.N), "µs/attach")
+	bm.ReportMetric(float64(detachTime.Load())/float64(8*bm.N), "µs/detach")
 }
 
 func BenchmarkOpen(bm *testing.B) {

@@ -44,7 +44,7 @@ func Open(ctx context.Context, cfg Config) (*Bridge, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, fmt.Errorf("open bridge: %w", err)
 	}
-	b := &Bridge{cfg: cfg}
+	b := &Bridge{cfg: cfg, closing: make(chan struct{})}
 	for _, d := range []string{cfg.StateDir, b.leaseDir(), filepath.Join(cfg.StateDir, "ids")} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("open bridge %s: %w", cfg.Name, err)

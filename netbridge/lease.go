@@ -183,7 +183,7 @@ func (b *Bridge) forget(l *lease) error {
 
 func (b *Bridge) attachment(l *lease) *Attachment {
 	return &Attachment{
-		ID: l.ID, IP: l.IP, Prefix: netip.PrefixFrom(l.IP, b.subnet.Bits()), Gateway: b.gateway(),
+		ID: l.ID, IP: l.IP, Prefix: netip.PrefixFrom(l.IP, 32), Gateway: b.gateway(),
 		MAC: macOf(l.IP), HostIf: b.linkName(l.IP), Hostname: l.Hostname, Ports: l.Ports, NetUp: l.NetUp, NetDown: l.NetDown,
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -126,11 +127,33 @@ func (b *Bridge) connect(ctx context.Context, a *Attachment, ns *os.File) error 
 	if err := in.up(peer); err != nil {
 		return fmt.Errorf("bring eth0 up: %w", err)
 	}
-	if err := in.address(peer, a.IP.AsSlice(), lastAddress(a.Prefix), a.Prefix.Bits()); err != nil {
+	if err := in.address(peer, a.IP.AsSlice()); err != nil {
 		return fmt.Errorf("give eth0 the address %s: %w", a.Prefix, err)
 	}
-	if err := in.defaultRoute(peer, a.Gateway.AsSlice()); err != nil {
-		return fmt.Errorf("route through %s: %w", a.Gateway, err)
+	if err := in.routes(peer, a.Gateway.AsSlice(), macOf(a.Gateway)); err != nil {
+		return fmt.Errorf("through %s: %w", a.Gateway, err)
+	}
+	return b.settle(ctx, index)
+}
+
+// settle waits until the bridge's port forwards. A bridge hears of its port's carrier a moment late, from a worker of
+// the kernel's, and drops frames until then: an environment's first datagram would be lost. (To be asked for a link
+// makes Linux 6.8 and later tell the bridge at once, linkwatch_sync_dev.) A port that stays silent for a second fails
+// nothing: it may still come.
+func (b *Bridge) settle(ctx context.Context, index int) error {
+	for range 1000 {
+		link, err := b.h.LinkByIndex(index)
+		if err != nil {
+			return fmt.Errorf("watch link %d: %w", index, err)
+		}
+		if link.Attrs().OperState == netlink.OperUp {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Millisecond):
+		}
 	}
 	return nil
 }

@@ -79,6 +79,8 @@ type Bridge struct {
 	rules  *rules
 
 	background sync.WaitGroup // link deletions nobody waits for
+	closing    chan struct{}  // closed by Close: they wait no longer
+	closeOnce  sync.Once
 }
 
 // Port publishes Port of an environment as HostPort of the host.
@@ -102,8 +104,8 @@ type AttachOptions struct {
 type Attachment struct {
 	ID       string
 	IP       netip.Addr
-	Prefix   netip.Prefix // IP with the subnet's length, as set on eth0 inside
-	Gateway  netip.Addr
+	Prefix   netip.Prefix // IP/32, as set on eth0 inside: not the bridge's subnet, of which an environment sees the gateway only
+	Gateway  netip.Addr   // the host's address on the bridge, alone on the link with the environment
 	MAC      net.HardwareAddr
 	HostIf   string // the host's end of the veth pair
 	Hostname string
@@ -219,6 +221,7 @@ func lockDir(dir string) (unlock func(), err error) {
 // Close waits for the link deletions that Detach left running and closes sockets. It changes nothing in the
 // kernel; a process that ends without it leaves at most links that Sweep finds.
 func (b *Bridge) Close() error {
+	b.closeOnce.Do(func() { close(b.closing) })
 	b.background.Wait()
 	b.h.Close()
 	b.route.Close()

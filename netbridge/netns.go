@@ -107,29 +107,60 @@ func (in *inside) up(index int) error {
 	return err
 }
 
-// address gives a link an address with its broadcast address.
-func (in *inside) address(index int, ip, broadcast net.IP, bits int) error {
+// address gives a link an address with no network around it: no one else is on the link.
+func (in *inside) address(index int, ip net.IP) error {
 	r := in.request(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
 	m := nl.NewIfAddrmsg(unix.AF_INET)
-	m.Index, m.Prefixlen = uint32(index), uint8(bits)
+	m.Index, m.Prefixlen = uint32(index), 32
 	r.AddData(m)
 	r.AddData(nl.NewRtAttr(unix.IFA_LOCAL, ip.To4()))
 	r.AddData(nl.NewRtAttr(unix.IFA_ADDRESS, ip.To4()))
-	r.AddData(nl.NewRtAttr(unix.IFA_BROADCAST, broadcast.To4()))
 	_, err := r.Execute(unix.NETLINK_ROUTE, 0)
 	return err
 }
 
-// defaultRoute sends everything else to the gateway.
-func (in *inside) defaultRoute(index int, gateway net.IP) error {
-	r := in.request(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
-	m := nl.NewRtMsg()
-	m.Family = unix.AF_INET
-	r.AddData(m)
-	r.AddData(nl.NewRtAttr(unix.RTA_GATEWAY, gateway.To4()))
-	r.AddData(nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(index))))
-	_, err := r.Execute(unix.NETLINK_ROUTE, 0)
-	return err
+// routes leads everything to the gateway, whose MAC is given, so that nobody is ever asked for.
+//
+// The kernel has one table of IPv4 neighbours for all network namespaces, and whoever makes it ask for addresses that
+// nobody has fills it for the host. So the gateway is the only one on this link. A socket bound to the link that
+// wants no gateway (SO_BINDTODEVICE and MSG_DONTROUTE) would still have the kernel take any address to be on it when
+// no route says otherwise; the last route does, in the table that is looked at after all others: such packets stay
+// in the environment.
+func (in *inside) routes(index int, gateway net.IP, mac net.HardwareAddr) error {
+	neighbour := &netlink.Ndmsg{Family: unix.AF_INET, Index: uint32(index), State: netlink.NUD_PERMANENT}
+	r := in.request(unix.RTM_NEWNEIGH, unix.NLM_F_CREATE|unix.NLM_F_REPLACE|unix.NLM_F_ACK)
+	r.AddData(neighbour)
+	r.AddData(nl.NewRtAttr(netlink.NDA_DST, gateway.To4()))
+	r.AddData(nl.NewRtAttr(netlink.NDA_LLADDR, mac))
+	if _, err := r.Execute(unix.NETLINK_ROUTE, 0); err != nil {
+		return fmt.Errorf("neighbour: %w", err)
+	}
+	for _, to := range []struct {
+		what               string
+		table, scope, kind uint8
+		dst, via           net.IP
+	}{
+		{"the gateway", unix.RT_TABLE_MAIN, unix.RT_SCOPE_LINK, unix.RTN_UNICAST, gateway, nil},
+		{"everything", unix.RT_TABLE_MAIN, unix.RT_SCOPE_UNIVERSE, unix.RTN_UNICAST, nil, gateway},
+		{"everything without a gateway", unix.RT_TABLE_DEFAULT, unix.RT_SCOPE_HOST, unix.RTN_LOCAL, nil, nil},
+	} {
+		r := in.request(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
+		m := nl.NewRtMsg()
+		m.Family, m.Table, m.Scope, m.Type = unix.AF_INET, to.table, to.scope, to.kind
+		r.AddData(m)
+		if to.dst != nil {
+			m.Dst_len = 32
+			r.AddData(nl.NewRtAttr(unix.RTA_DST, to.dst.To4()))
+		}
+		if to.via != nil {
+			r.AddData(nl.NewRtAttr(unix.RTA_GATEWAY, to.via.To4()))
+		}
+		r.AddData(nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(index))))
+		if _, err := r.Execute(unix.NETLINK_ROUTE, 0); err != nil {
+			return fmt.Errorf("route to %s: %w", to.what, err)
+		}
+	}
+	return nil
 }
 
 // loopbackIndex is lo's interface index in every network namespace (net/core/dev.c).

@@ -266,7 +266,7 @@ func TestSpoofedFramesAreDropped(t *testing.T) {
 	gwMAC := macOf(a.Gateway)
 	public := netip.MustParseAddr(publicAddress)
 	otherMAC := []byte{2, 0, 0, 0, 0, 0x66}
-	free := netip.MustParseAddr(a.Prefix.Masked().Addr().String())
+	free := b.subnet.Addr()
 	for range 100 {
 		free = free.Next()
 	}

@@ -128,6 +128,7 @@ func (b *Bridge) Destroy(ctx context.Context) error {
 	if _, err := b.Sweep(ctx, func(string) bool { return false }); err != nil {
 		return fmt.Errorf("destroy: %w", err)
 	}
+	b.closeOnce.Do(func() { close(b.closing) })
 	b.background.Wait()
 	unlock, err := b.lock()
 	if err != nil {

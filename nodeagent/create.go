@@ -89,11 +89,11 @@ func (o *CreateOptions) check() error {
 	switch {
 	case o.Image == nil:
 		return errors.New("no image given")
-	case o.ID != "" && !idPattern.MatchString(o.ID):
+	case o.ID != "" && !validID(o.ID):
 		return fmt.Errorf("id %q: want lowercase letters, digits and dashes, at most 63", o.ID)
-	case o.Name != "" && !namePattern.MatchString(o.Name):
+	case o.Name != "" && !validName(o.Name):
 		return fmt.Errorf("name %q: want letters, digits, '_', '.' and '-', beginning with a letter or digit, at most 63", o.Name)
-	case o.Hostname != "" && !hostPattern.MatchString(o.Hostname):
+	case o.Hostname != "" && !validHost(o.Hostname):
 		return fmt.Errorf("hostname %q: want letters, digits, '.' and '-', at most 63", o.Hostname)
 	case o.Cwd != "" && !path.IsAbs(o.Cwd):
 		return fmt.Errorf("working directory %q: want an absolute path", o.Cwd)
@@ -275,7 +275,7 @@ func (b *builder) build(ctx context.Context) (err error) {
 			if root, err = snapshot.Mount(gctx, b.userns, false); err != nil {
 				return fmt.Errorf("mount the disk: %w", err)
 			}
-			return nil
+			return b.etc(root)
 		})
 	})
 	g.Go(func() error {
@@ -288,7 +288,7 @@ func (b *builder) build(ctx context.Context) (err error) {
 		return err
 	}
 
-	if err := b.timed("etc", func() error { return b.etc(root, own) }); err != nil {
+	if err := b.timed("hosts", func() error { return b.hosts(root, own) }); err != nil {
 		return err
 	}
 	mounts, closeMounts, err := b.mounts(ctx)
@@ -410,21 +410,24 @@ func (b *builder) network(ctx context.Context, bridge *netbridge.Bridge) (netip.
 	return netip.Addr{}, nil
 }
 
-// etc writes the generated files of /etc, then seals the root if it is to be read-only.
-func (b *builder) etc(root *os.File, own netip.Addr) error {
+// etc writes those generated files of /etc that do not depend on the network.
+func (b *builder) etc(root *os.File) error {
+	r := &b.env.rec
+	files := map[string][]byte{"hostname": []byte(r.Hostname + "\n")}
+	if r.Net != NetNone {
+		files["resolv.conf"] = resolvConf(r.Net)
+	}
+	return writeEtc(root, files, r.FirstID, r.FirstID)
+}
+
+// hosts writes /etc/hosts, then seals the root if it is to be read-only.
+func (b *builder) hosts(root *os.File, own netip.Addr) error {
 	r := &b.env.rec
 	host, err := os.ReadFile("/etc/hosts")
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("read the host's hosts: %w", err)
 	}
-	files := map[string][]byte{
-		"hosts":    hostsFile(host, r.Hostname, own),
-		"hostname": []byte(r.Hostname + "\n"),
-	}
-	if r.Net != NetNone {
-		files["resolv.conf"] = resolvConf(r.Net)
-	}
-	if err := writeEtc(root, files, r.FirstID, r.FirstID); err != nil {
+	if err := writeEtc(root, map[string][]byte{"hosts": hostsFile(host, r.Hostname, own)}, r.FirstID, r.FirstID); err != nil {
 		return err
 	}
 	if !r.ReadOnly {

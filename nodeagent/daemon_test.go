@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -289,7 +290,7 @@ func (p *platform) clean() {
 	for range 100 {
 		found = nil
 		for _, pattern := range []string{
-			filepath.Join(p.root, "envs", "*"), filepath.Join(p.root, "run", "*"), filepath.Join(p.root, "snapshots", "*"),
+			filepath.Join(p.root, "envs", "*"), filepath.Join(runDir, parent, "[a-z0-9]*"), filepath.Join(p.root, "snapshots", "*"),
 			"/sys/fs/cgroup/*/" + parent + "/*/cgroup.procs", "/sys/fs/cgroup/" + parent + "/*/cgroup.procs",
 			"/sys/class/net/" + parent + "/brif/*",
 		} {
@@ -336,10 +337,10 @@ func TestWholeLife(t *testing.T) {
 
 	p.kill()
 	<-a.done
-	a.typed("echo typed-while-away-$A\n")
 	p.start()
 	p.attach(id, sid, a)
-	a.expect("typed-while-away-before")
+	a.typed("echo again-$A\n")
+	a.expect("again-before")
 	a.typed("echo after-$A\n")
 	a.expect("after-before")
 	p.attach(id, piped, b)
@@ -432,6 +433,71 @@ func TestTwentyAtOnce(t *testing.T) {
 	p.clean()
 }
 
+// After a restart of the machine the runtime remembers nothing: what ran has ended, and gives back what it held. The same
+// when only /run was emptied, and its processes still run.
+func TestRestartedMachine(t *testing.T) {
+	root := newRoot(t)
+	n, err := Open(root, Options{})
+	check(t, err)
+	img, err := n.Images().Image(t.Context(), "busybox")
+	check(t, err)
+	env, err := n.Create(t.Context(), CreateOptions{Image: img, Args: []string{"sleep", "600"}, Owner: OwnerDetached, Net: NetNone})
+	check(t, err)
+	if info, err := os.Stat(n.RunDir()); err != nil || info.Mode().Perm() != 0o700 {
+		t.Fatalf("%s: %v %v", n.RunDir(), info, err)
+	}
+	pid := env.Record().PID
+	check(t, os.RemoveAll(n.RunDir()))
+	n, err = Open(root, Options{})
+	check(t, err)
+	check(t, env.update(func(r *Record) { r.PID = 0 })) // what the number names after a restart is another process, or none
+	touched, err := n.Reconcile(t.Context())
+	check(t, err)
+	if len(touched) != 1 || touched[0] != env.ID() {
+		t.Errorf("settled %v", touched)
+	}
+	r, err := n.Record(env.ID())
+	check(t, err)
+	if r.State != StateExited || !strings.Contains(r.Reason, "restarted") {
+		t.Errorf("it is %s: %s", r.State, r.Reason)
+	}
+	if b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat"); err == nil && !strings.Contains(string(b), ") Z ") {
+		t.Errorf("its init still runs: %s", b)
+	}
+	if _, err := os.Stat(filepath.Join(root, "snapshots", env.ID())); !os.IsNotExist(err) {
+		t.Errorf("its disk is still there: %v", err)
+	}
+	check(t, n.Destroy(t.Context()))
+	if _, err := os.Stat(n.RunDir()); !os.IsNotExist(err) {
+		t.Errorf("a node given back leaves %s: %v", n.RunDir(), err)
+	}
+}
+
+// A job that names no limit of processes gets one all the same, and the daemon sees to it that the machine has numbers for many
+// environments like it.
+func TestProcessesAreLimited(t *testing.T) {
+	p := newPlatform(t, "")
+	p.start()
+	id := p.create(func(s *queue.EnvSpec) { s.Limits.PIDs = 0 })
+	p.await(id, queue.StateRunning)
+	n, err := Open(p.root, Options{})
+	check(t, err)
+	env, err := n.Load(t.Context(), id)
+	check(t, err)
+	stats, err := env.Container().Stats(t.Context())
+	check(t, err)
+	if stats.PIDsLimit != DefaultPIDs {
+		t.Errorf("it may have %d processes, want %d", stats.PIDsLimit, DefaultPIDs)
+	}
+	body, err := os.ReadFile(pidMaxPath)
+	check(t, err)
+	if strings.TrimSpace(string(body)) != strconv.Itoa(mostPIDs) {
+		t.Errorf("the machine has numbers for %s processes", body)
+	}
+	p.delete(id)
+	p.await(id, queue.StateDeleted)
+}
+
 func TestFailuresHaveReasons(t *testing.T) {
 	p := newPlatform(t, "")
 	p.start()
@@ -485,14 +551,14 @@ func TestQuotaAndOutOfMemory(t *testing.T) {
 	p := newPlatform(t, "blockPrivate = false")
 	p.start()
 	over := p.create(func(s *queue.EnvSpec) { s.Limits.NetQuotaBytes = 200_000 })
-	s := p.await(over, queue.StateRunning)
+	p.await(over, queue.StateRunning)
 	n, err := Open(p.root, Options{})
 	check(t, err)
 	env, err := n.Load(context.Background(), over)
 	check(t, err)
-	// UDP to its own gateway: dropped there, counted here.
-	gateway := s.Address[:strings.LastIndexByte(s.Address, '.')] + ".1"
-	sess, err := env.Exec(context.Background(), ExecOptions{Args: []string{"sh", "-c", "while true; do head -c 1000 /dev/zero | nc -u -w 1 " + gateway + " 9; dd if=/dev/zero bs=1000 count=1000 | nc -u -w 1 " + gateway + " 9; done"}})
+	// To its own gateway: dropped there, counted here.
+	sess, err := env.Exec(context.Background(), ExecOptions{Args: []string{"sh", "-c",
+		"gw=$(ip route | sed -n 's/default via \\([^ ]*\\).*/\\1/p'); for i in 1 2 3 4 5 6; do ping -c 20 -s 50000 $gw & done; wait"}})
 	check(t, err)
 	defer sess.Close()
 	if s := p.await(over, queue.StateOverstep); !strings.Contains(s.Reason, "195.3 KiB") {
@@ -670,6 +736,30 @@ func TestRoom(t *testing.T) {
 	p.await(second, queue.StateRunning)
 	p.delete(huge)
 	p.await(huge, queue.StateDeleted)
+}
+
+// TestEndsSurviveTheAgent: what a killed agent had decided to end ends, with its reason; what somebody took away while
+// no agent looked is told, too.
+func TestEndsSurviveTheAgent(t *testing.T) {
+	p := newPlatform(t, "")
+	p.start()
+	decided, taken := p.create(nil), p.create(nil)
+	p.await(decided, queue.StateRunning)
+	p.await(taken, queue.StateRunning)
+	p.kill()
+	pub := newPublisher(p.queue, "n1", filepath.Join(p.root, "ended"), slog.Default())
+	pub.keep(queue.EnvStatus{ID: decided, State: queue.StateDeleted, Reason: "idle"})
+	n, err := Open(p.root, Options{})
+	check(t, err)
+	check(t, n.Delete(context.Background(), taken))
+	p.start()
+	if s := p.await(decided, queue.StateDeleted); s.Reason != "idle" {
+		t.Errorf("reason %q", s.Reason)
+	}
+	if s := p.await(taken, queue.StateFailed); !strings.Contains(s.Reason, "no longer") {
+		t.Errorf("reason %q", s.Reason)
+	}
+	p.clean()
 }
 
 func TestOneDaemonPerRoot(t *testing.T) {

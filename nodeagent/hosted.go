@@ -173,10 +173,11 @@ func (d *daemon) end(h *hosted, onlyIf func() bool, final queue.EnvStatus) {
 	stopping := h.status()
 	stopping.State, stopping.Reason = queue.StateStopping, final.Reason
 	d.pub.put(stopping)
+	d.pub.keep(final)
 	if err := d.remove(h); err != nil {
 		d.log.Error("take down", "env", h.id, "err", err)
 	}
-	d.pub.ended(final)
+	d.pub.put(final)
 }
 
 // remove deletes the environment and forgets it. What fails is tried again by the next start's sweep.

@@ -21,7 +21,7 @@ const (
 )
 
 // idDir is one for the machine, not one per root: a range is given once, whoever's root it serves.
-const idDir = "/run/learnos/ids"
+const idDir = runDir + "/ids"
 
 // idRanges hands out ranges of ids by creating one file per range, exclusively.
 type idRanges struct {

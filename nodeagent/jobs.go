@@ -1,6 +1,7 @@
 package nodeagent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -60,6 +61,9 @@ func (d *daemon) takeBack(ctx context.Context) bool {
 			err = d.confirm(ctx, again)
 		}
 		if err == nil {
+			err = d.missing(ctx)
+		}
+		if err == nil {
 			return true
 		}
 		if ctx.Err() != nil {
@@ -87,6 +91,22 @@ func (d *daemon) confirm(ctx context.Context, again map[string]bool) error {
 			d.abandon(h)
 		default:
 			return err
+		}
+	}
+	return nil
+}
+
+// missing tells of environments that etcd has as running here and that are not: the disk was lost, or somebody
+// removed them by hand while no daemon looked.
+func (d *daemon) missing(ctx context.Context) error {
+	all, _, err := d.queue.Statuses(ctx)
+	if err != nil {
+		return err
+	}
+	for _, s := range all {
+		gone := s.Node == d.name && (s.State == queue.StateRunning || s.State == queue.StateStopping)
+		if gone && d.lookup(s.ID) == nil && !d.pub.kept(s.ID) {
+			d.pub.ended(queue.EnvStatus{ID: s.ID, State: queue.StateFailed, Reason: "its node no longer has it: start a new one"})
 		}
 	}
 	return nil
@@ -133,7 +153,7 @@ func (d *daemon) begin(ctx context.Context, c *queue.Claim) {
 	switch {
 	case j.Kind == queue.KindDelete:
 		d.work.Go(func() { d.doDelete(ctx, c) })
-	case j.Kind != queue.KindCreate || j.Spec == nil || !idPattern.MatchString(j.EnvID):
+	case j.Kind != queue.KindCreate || j.Spec == nil || !validID(j.EnvID):
 		log.Error("a job that makes no sense", "kind", j.Kind)
 		d.work.Go(func() {
 			d.settle(ctx, c, queue.EnvStatus{ID: j.EnvID, State: queue.StateFailed, Reason: "the job was malformed"})
@@ -249,6 +269,10 @@ func (d *daemon) create(ctx context.Context, h *hosted, spec *queue.EnvSpec, tol
 	if !spec.Deadline.IsZero() && time.Now().After(spec.Deadline) {
 		return nil, errors.New("its deadline passed while it waited in the queue")
 	}
+	// What an agent that was killed half way left under this id is nobody else's: jobs' ids are unique.
+	if err := d.node.Delete(ctx, h.id); err != nil {
+		return nil, fmt.Errorf("clear an earlier attempt: %w", err)
+	}
 	pullBegan := time.Now()
 	img, err := d.image(ctx, spec, told)
 	if err != nil {
@@ -259,7 +283,7 @@ func (d *daemon) create(ctx context.Context, h *hosted, spec *queue.EnvSpec, tol
 	env, err := d.node.Create(ctx, CreateOptions{
 		ID: h.id, Image: img, NoMain: true, Owner: OwnerPlatform, Hostname: hostnameFor(spec),
 		Limits: Limits{
-			MemoryBytes: spec.Limits.MemoryBytes, CPUs: spec.Limits.CPUs, PIDs: spec.Limits.PIDs,
+			MemoryBytes: spec.Limits.MemoryBytes, CPUs: spec.Limits.CPUs, PIDs: cmp.Or(spec.Limits.PIDs, DefaultPIDs),
 			NetQuotaBytes: spec.Limits.NetQuotaBytes, BlkQuotaBytes: spec.Limits.BlkQuotaBytes,
 		},
 		Platform: &PlatformRecord{Shell: spec.Command, Deadline: spec.Deadline, IdleTimeout: spec.IdleTimeout},
@@ -278,7 +302,7 @@ func (d *daemon) create(ctx context.Context, h *hosted, spec *queue.EnvSpec, tol
 
 // hostnameFor is what the environment calls itself: its name if that can be a host's, else its id.
 func hostnameFor(spec *queue.EnvSpec) string {
-	if hostPattern.MatchString(spec.Name) {
+	if validHost(spec.Name) {
 		return spec.Name
 	}
 	return ""
@@ -409,27 +433,34 @@ func (t *teller) lost() bool {
 func (d *daemon) doDelete(ctx context.Context, c *queue.Claim) {
 	id := c.Job.EnvID
 	final := queue.EnvStatus{ID: id, State: queue.StateDeleted, Reason: c.Job.Reason}
+	var err error
 	h := d.lookup(id)
 	switch {
 	case h != nil && h.begin(nil):
-		if err := d.remove(h); err != nil {
-			d.log.Error("take down", "env", id, "err", err)
-		}
+		d.pub.keep(final)
+		err = d.remove(h)
 	case h != nil: // its deadline, say, came first: wait until it is gone
 		select {
 		case <-h.gone:
 		case <-ctx.Done():
 		}
 	default:
-		if err := d.node.Delete(ctx, id); err != nil {
-			d.log.Error("take down", "env", id, "err", err)
-		}
+		err = d.node.Delete(ctx, id)
 	}
 	if ctx.Err() != nil {
 		return
 	}
-	d.pub.forget(id)
-	d.settle(ctx, c, final)
+	if err != nil { // "deleted" is said only of what is gone
+		d.log.Error("take down", "env", id, "err", err)
+		d.pub.forget(id)
+		if err := c.Retry(ctx, "its node could not take it down: "+err.Error(), 0); err != nil {
+			d.log.Error("give the delete job back", "env", id, "err", err)
+		}
+		return
+	}
+	if d.settle(ctx, c, final) != unknown {
+		d.pub.forget(id)
+	}
 }
 
 // reasonOf is an error as a person in front of a panel needs it.

@@ -165,6 +165,12 @@ func (n *Node) teardown(ctx context.Context, r *Record) error {
 		}
 	case !errors.Is(err, runtime.ErrNotFound):
 		return fmt.Errorf("load environment %s: %w", r.ID, err)
+	default:
+		// Usually the machine was restarted. But if only /run was emptied, processes that bear its ids still run in its
+		// cgroup, and the ids go to the next.
+		if _, err := n.runtime.Sweep(ctx, func(id string) bool { return id != r.ID }); err != nil {
+			return fmt.Errorf("clear what is left of environment %s: %w", r.ID, err)
+		}
 	}
 	if b, err := n.existingBridge(ctx); err != nil {
 		errs = append(errs, err)
@@ -280,6 +286,30 @@ func (e *Environment) Stats(ctx context.Context) (Stats, error) {
 // Command is the session that a foreground environment was made for, in the process that made it; else nil.
 func (e *Environment) Command() *runtime.Session { return e.command }
 
+// WaitSession waits for a session's end. When the whole environment ends under it, that is the session's end too.
+func (e *Environment) WaitSession(ctx context.Context, s *runtime.Session) (ExitStatus, error) {
+	for {
+		st, err := s.Wait(ctx)
+		if err == nil {
+			return *exitStatus(st), nil
+		}
+		if ctx.Err() != nil {
+			return ExitStatus{}, ctx.Err()
+		}
+		// Whoever was asked did not live to answer, or the answer got lost. The first is settled by the kernel a moment
+		// after its sockets are closed.
+		wait, cancel := context.WithTimeout(ctx, time.Second)
+		st, gone := e.c.Wait(wait)
+		cancel()
+		if gone == nil {
+			return *exitStatus(st), nil
+		}
+		if errors.Is(err, runtime.ErrNotFound) {
+			return ExitStatus{}, fmt.Errorf("wait for session %s: %w", s.ID(), err)
+		}
+	}
+}
+
 // Signal sends a signal to the command that the environment was made for.
 func (e *Environment) Signal(ctx context.Context, sig unix.Signal) error {
 	var err error
@@ -326,7 +356,7 @@ func (e *Environment) Exec(ctx context.Context, o ExecOptions) (*runtime.Session
 	return s, nil
 }
 
-// Destroy deletes every environment of the node and takes its network away; images stay. It is for tests and for
+// Destroy deletes every environment of the node and takes its network and cgroup away; images stay. It is for tests and for
 // who gives a machine back.
 func (n *Node) Destroy(ctx context.Context) error {
 	ids, err := n.envIDs()
@@ -346,6 +376,11 @@ func (n *Node) Destroy(ctx context.Context) error {
 		n.netMu.Lock()
 		n.net = nil
 		n.netMu.Unlock()
+	}
+	if err := n.runtime.Retire(); err != nil {
+		errs = append(errs, err)
+	} else {
+		errs = append(errs, os.RemoveAll(n.RunDir()))
 	}
 	return errors.Join(errs...)
 }

@@ -83,7 +83,7 @@ func Open(root string, opts Options) (*Node, error) {
 	if n.images, err = rootfs.Open(root); err != nil {
 		return nil, fmt.Errorf("open images under %s: %w", root, err)
 	}
-	if n.runtime, err = runtime.Open(runtime.Options{StateDir: filepath.Join(root, "run"), CgroupParent: n.name}); err != nil {
+	if n.runtime, err = runtime.Open(runtime.Options{StateDir: n.RunDir(), CgroupParent: n.name}); err != nil {
 		return nil, fmt.Errorf("open runtime under %s: %w", root, err)
 	}
 	return n, nil
@@ -101,6 +101,12 @@ func machineName(root string) string {
 
 // Root is the node's directory.
 func (n *Node) Root() string { return n.root }
+
+// runDir holds what is worth nothing after a restart of the machine, by node. It is a tmpfs almost everywhere.
+const runDir = "/run/learnos"
+
+// RunDir is where the runtime keeps the state of the environments' processes, one directory each.
+func (n *Node) RunDir() string { return filepath.Join(runDir, n.name) }
 
 // Images is the node's image store.
 func (n *Node) Images() *rootfs.Store { return n.images }

@@ -39,7 +39,7 @@ func newPublisher(q *queue.Queue, node, dir string, log *slog.Logger) *publisher
 	for _, e := range entries {
 		var s queue.EnvStatus
 		body, err := os.ReadFile(filepath.Join(dir, e.Name()))
-		if err != nil || json.Unmarshal(body, &s) != nil || s.ID == "" {
+		if err != nil || json.Unmarshal(body, &s) != nil || s.ID != e.Name() {
 			continue
 		}
 		p.put(s)
@@ -62,8 +62,9 @@ func (p *publisher) put(s queue.EnvStatus) {
 	}
 }
 
-// ended is put for a state that nothing on disk will remember.
-func (p *publisher) ended(s queue.EnvStatus) {
+// keep writes down how an environment is going to end, before it is taken down: should this daemon be killed in
+// between, the next one finishes it and tells.
+func (p *publisher) keep(s queue.EnvStatus) {
 	s.Node, s.UpdatedAt = p.node, time.Now().UTC()
 	body, err := json.Marshal(s)
 	if err == nil {
@@ -78,6 +79,17 @@ func (p *publisher) ended(s queue.EnvStatus) {
 	if err != nil {
 		p.log.Error("keep an environment's end", "env", s.ID, "err", err)
 	}
+}
+
+// kept tells whether an environment's end was written down and not told yet.
+func (p *publisher) kept(id string) bool {
+	_, err := os.Stat(filepath.Join(p.dir, id))
+	return err == nil
+}
+
+// ended is keep and put.
+func (p *publisher) ended(s queue.EnvStatus) {
+	p.keep(s)
 	p.put(s)
 }
 

@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -128,11 +127,27 @@ func NewID() string {
 	return "e" + strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(b[:]))[:25]
 }
 
-var (
-	idPattern   = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
-	namePattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$`)
-	hostPattern = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?$`)
+// maxName bounds ids, names and host names, in bytes: what a host name's label may have (RFC 1035).
+const maxName = 63
+
+const (
+	digits = "0123456789"
+	lower  = "abcdefghijklmnopqrstuvwxyz"
+	upper  = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 )
+
+// spelled tells whether s begins with one of first and goes on with those or one of more.
+func spelled(s, first, more string) bool {
+	return s != "" && len(s) <= maxName && strings.IndexByte(first, s[0]) >= 0 && strings.Trim(s, first+more) == ""
+}
+
+func validID(s string) bool   { return spelled(s, lower+digits, "-") }
+func validName(s string) bool { return spelled(s, lower+upper+digits, "_.-") }
+
+// validHost is what sethostname(2) and a line of /etc/hosts both take.
+func validHost(s string) bool {
+	return spelled(s, lower+upper+digits, ".-") && strings.IndexByte(".-", s[len(s)-1]) < 0
+}
 
 func (n *Node) envDir(id string) string { return filepath.Join(n.root, "envs", id) }
 
@@ -156,7 +171,7 @@ func (n *Node) save(r *Record) error {
 
 // Record reads an environment's record by its id. ErrNotFound when there is none.
 func (n *Node) Record(id string) (*Record, error) {
-	if !idPattern.MatchString(id) {
+	if !validID(id) {
 		return nil, fmt.Errorf("%w: %q", ErrNotFound, id)
 	}
 	body, err := os.ReadFile(filepath.Join(n.envDir(id), "env.json"))
@@ -207,7 +222,7 @@ func (n *Node) envIDs() ([]string, error) {
 
 // Find resolves what a person typed: a name, an id, or an id's beginning that fits only one environment.
 func (n *Node) Find(ref string) (*Record, error) {
-	if body, err := os.ReadFile(filepath.Join(n.root, "names", filepath.Base("/"+ref))); err == nil && namePattern.MatchString(ref) {
+	if body, err := os.ReadFile(filepath.Join(n.root, "names", filepath.Base("/"+ref))); err == nil && validName(ref) {
 		if r, err := n.Record(string(body)); err == nil && r.Name == ref {
 			return r, nil
 		}

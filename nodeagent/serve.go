@@ -12,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	goruntime "runtime"
-	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -20,30 +19,13 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/learnos/learnos/internal/buildinfo"
 	"github.com/learnos/learnos/internal/config"
 	"github.com/learnos/learnos/internal/queue"
 )
 
 // nodeTTL is how long etcd remembers a node that has gone silent.
 const nodeTTL = 15 * time.Second
-
-// Version is what the binary was built from, as the Go toolchain recorded it.
-func Version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	version, revision, dirty := info.Main.Version, "", ""
-	for _, s := range info.Settings {
-		switch {
-		case s.Key == "vcs.revision" && len(s.Value) >= 12:
-			revision = " " + s.Value[:12]
-		case s.Key == "vcs.modified" && s.Value == "true":
-			dirty = "+"
-		}
-	}
-	return version + revision + dirty + " " + goruntime.Version()
-}
 
 // daemon is one running Serve.
 type daemon struct {
@@ -76,7 +58,7 @@ func Serve(ctx context.Context, cfg *config.Config) error {
 	}
 	root := cfg.Node.Root
 	if root == "" {
-		root = filepath.Join(cfg.Common.DataDir, "node")
+		root = cfg.Common.DataDir
 	}
 	n, err := Open(root, opts)
 	if err != nil {
@@ -104,6 +86,7 @@ func Serve(ctx context.Context, cfg *config.Config) error {
 		envs: map[string]*hosted{}, sample: make(chan struct{}),
 		kick: make(chan struct{}, 1), news: make(chan struct{}, 1),
 	}
+	raisePIDMax(pidMaxPath, d.log)
 	d.pub = newPublisher(d.queue, d.name, filepath.Join(n.root, "ended"), d.log)
 	if err := d.takeUp(ctx); err != nil {
 		return err
@@ -180,6 +163,16 @@ func (n *Node) instance() (string, error) {
 	return id, nil
 }
 
+// SavedOptions are those of the last daemon on root, for commands that a person types beside it.
+func SavedOptions(root string) Options {
+	var o Options
+	body, err := os.ReadFile(filepath.Join(root, "node.json"))
+	if err != nil || json.Unmarshal(body, &o) != nil {
+		return Options{}
+	}
+	return o
+}
+
 // saveOptions lets commands that a person types beside the daemon see the network as it does.
 func (n *Node) saveOptions() error {
 	body, err := json.MarshalIndent(n.opts, "", "  ")
@@ -206,7 +199,7 @@ func (d *daemon) takeUp(ctx context.Context) error {
 		if r.Owner != OwnerPlatform || r.State == StateExited {
 			continue
 		}
-		if r.State != StateRunning { // half-made or half-deleted; whatever is to be said of it, its job says
+		if r.State != StateRunning || d.pub.kept(r.ID) { // half-made or half-deleted; whatever is to be said of it, its job says
 			if err := d.node.Delete(ctx, r.ID); err != nil {
 				d.log.Error("clear a half-made environment", "env", r.ID, "err", err)
 			}
@@ -267,7 +260,7 @@ func (d *daemon) wake() {
 func (d *daemon) info(instance string) queue.NodeInfo {
 	mem := readMeminfo()
 	i := queue.NodeInfo{
-		Name: d.name, Version: Version(), Instance: instance, Address: hostAddress(),
+		Name: d.name, Version: buildinfo.Version(), Instance: instance, Address: hostAddress(),
 		FreeMemory: d.free(mem), TotalMemory: mem.total, CPUs: goruntime.NumCPU(),
 		MaxEnvironments: d.cfg.MaxEnvironments, StartedAt: d.started, UpdatedAt: time.Now(),
 	}

@@ -65,9 +65,9 @@ func (n *Node) sessionPaths(env, id string) (meta, ring string) {
 }
 
 // newSession keeps a session that was just started.
-func (n *Node) newSession(ctx context.Context, env string, s *runtime.Session, meta sessionMeta) (*session, error) {
-	metaPath, ringPath := n.sessionPaths(env, s.ID())
-	if err := os.MkdirAll(n.sessionsDir(env), 0o700); err != nil {
+func (n *Node) newSession(ctx context.Context, e *Environment, s *runtime.Session, meta sessionMeta) (*session, error) {
+	metaPath, ringPath := n.sessionPaths(e.ID(), s.ID())
+	if err := os.MkdirAll(n.sessionsDir(e.ID()), 0o700); err != nil {
 		return nil, fmt.Errorf("keep session: %w", err)
 	}
 	ring, err := term.OpenRing(ringPath, term.RingSize)
@@ -83,7 +83,7 @@ func (n *Node) newSession(ctx context.Context, env string, s *runtime.Session, m
 		return nil, fmt.Errorf("keep session: %w", err)
 	}
 	se := makeSession(s.ID(), meta, s, ring, metaPath, ringPath)
-	se.serve(ctx)
+	se.serve(ctx, e)
 	return se, nil
 }
 
@@ -166,7 +166,7 @@ func (n *Node) restoreSession(ctx context.Context, e *Environment, id string, kn
 		return se, nil
 	}
 	se := makeSession(id, meta, s, ring, metaPath, ringPath)
-	se.serve(ctx)
+	se.serve(ctx, e)
 	return se, nil
 }
 
@@ -174,14 +174,14 @@ func (n *Node) restoreSession(ctx context.Context, e *Environment, id string, kn
 const ownFailure = 125
 
 // serve starts the goroutines that a session lives by; they end with ctx or with the session.
-func (se *session) serve(ctx context.Context) {
+func (se *session) serve(ctx context.Context, e *Environment) {
 	go func() {
-		st, err := se.s.Wait(ctx)
+		st, err := e.WaitSession(ctx, se.s)
 		if ctx.Err() != nil {
 			return
 		}
 		se.mu.Lock()
-		se.status = *exitStatus(st)
+		se.status = st
 		if err != nil {
 			se.status = ExitStatus{Code: ownFailure, Reason: err.Error()}
 		}

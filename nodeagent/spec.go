@@ -32,6 +32,9 @@ func buildSpec(r *Record) (*specs.Spec, error) {
 	if r.FirstID == 0 {
 		l.Namespaces = without(l.Namespaces, specs.UserNamespace)
 		l.UIDMappings, l.GIDMappings = nil, nil
+		// Root inside is the kernel's root now. The device list keeps it from opening a disk's node, but not a user of
+		// the host who finds one in a volume.
+		dropCapability(s.Process.Capabilities, "CAP_MKNOD")
 	} else {
 		l.UIDMappings = []specs.LinuxIDMapping{{ContainerID: 0, HostID: uint32(r.FirstID), Size: idRangeSize}}
 		l.GIDMappings = slices.Clone(l.UIDMappings)
@@ -52,6 +55,12 @@ func buildSpec(r *Record) (*specs.Spec, error) {
 	}
 	setResources(l, r.Limits)
 	return s, nil
+}
+
+func dropCapability(c *specs.LinuxCapabilities, name string) {
+	for _, set := range []*[]string{&c.Bounding, &c.Effective, &c.Permitted, &c.Inheritable, &c.Ambient} {
+		*set = slices.DeleteFunc(*set, func(have string) bool { return have == name })
+	}
 }
 
 func without(list []specs.LinuxNamespace, kind specs.LinuxNamespaceType) []specs.LinuxNamespace {
@@ -153,50 +162,64 @@ func lookupAccount(root *os.File, user string) account {
 	return found
 }
 
-// readInside reads at most limit bytes of a regular file under root, resolved with root as "/".
+// readInside reads at most limit bytes of a regular file under root, which a tenant may be changing at this moment.
+//
+// The path is resolved with root as "/", and not into another mount: what the tenant's own procfs and /dev hold is
+// the kernel's, and this process would open it with the powers of the host's root. Nothing is opened before it is
+// known to be a file: a device acts when it is opened, a FIFO waits. (What -v put there isn't read for that reason.)
 func readInside(root *os.File, name string, limit int64) ([]byte, error) {
-	fd, err := unix.Openat2(int(root.Fd()), name, &unix.OpenHow{
-		Flags:   unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY, // a FIFO there must not stop us
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("open %s inside: %w", name, err)
-	}
-	f := os.NewFile(uintptr(fd), name)
-	defer f.Close()
-	info, err := f.Stat()
+	at, mode, err := findInside(root, name, unix.RESOLVE_NO_XDEV)
 	if err != nil {
 		return nil, err
 	}
-	if !info.Mode().IsRegular() {
+	defer at.Close()
+	if mode&unix.S_IFMT != unix.S_IFREG {
 		return nil, errors.New(name + " inside is not a regular file")
 	}
+	// Opened by descriptor, so it is the file that was looked at. A lease that the tenant holds on it must not stop us.
+	f, err := os.OpenFile("/proc/self/fd/"+strconv.Itoa(int(at.Fd())), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open %s inside: %w", name, err)
+	}
+	defer f.Close()
 	return io.ReadAll(io.LimitReader(f, limit))
 }
 
 // existsInside tells whether name under root is a regular file somebody may execute.
 func existsInside(root *os.File, name string) bool {
-	fd, err := unix.Openat2(int(root.Fd()), strings.TrimPrefix(name, "/"), &unix.OpenHow{
-		Flags:   unix.O_PATH | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
-	})
+	at, mode, err := findInside(root, name, 0)
 	if err != nil {
 		return false
 	}
-	defer unix.Close(fd)
-	var st unix.Stat_t
-	return unix.Fstat(fd, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG && st.Mode&0o111 != 0
+	_ = at.Close()
+	return mode&unix.S_IFMT == unix.S_IFREG && mode&0o111 != 0
 }
 
 // directoryInside tells whether name under root is a directory.
 func directoryInside(root *os.File, name string) bool {
-	fd, err := unix.Openat2(int(root.Fd()), name, &unix.OpenHow{
-		Flags:   unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
-	})
+	at, mode, err := findInside(root, name, 0)
 	if err != nil {
 		return false
 	}
-	_ = unix.Close(fd)
-	return true
+	_ = at.Close()
+	return mode&unix.S_IFMT == unix.S_IFDIR
+}
+
+// findInside resolves name with root as "/" and tells what is there (st_mode) without opening it: O_PATH. resolve is
+// added to RESOLVE_IN_ROOT and RESOLVE_NO_MAGICLINKS (openat2(2)).
+func findInside(root *os.File, name string, resolve uint64) (*os.File, uint32, error) {
+	fd, err := unix.Openat2(int(root.Fd()), name, &unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | resolve,
+	})
+	if err != nil {
+		return nil, 0, fmt.Errorf("find %s inside: %w", name, err)
+	}
+	at := os.NewFile(uintptr(fd), name)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		_ = at.Close()
+		return nil, 0, fmt.Errorf("look at %s inside: %w", name, err)
+	}
+	return at, st.Mode, nil
 }

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/learnos/learnos/runtime"
 )
 
 // Reconcile looks at every environment's record and finishes what a dead process left: a half-made environment
@@ -83,7 +85,11 @@ func (n *Node) settle(ctx context.Context, id string) (bool, error) {
 	}
 	if r.State == StateRunning {
 		reason := ""
-		if r.Owner == OwnerForeground {
+		_, err := n.runtime.Load(ctx, id)
+		switch {
+		case errors.Is(err, runtime.ErrNotFound):
+			reason = "the machine was restarted"
+		case r.Owner == OwnerForeground:
 			reason = "its run was killed"
 		}
 		return true, n.finishLocked(ctx, id, nil, reason)

@@ -112,7 +112,10 @@ func (d *daemon) serveStream(ctx context.Context, req tunnel.Request, conn net.C
 func refuse(err error) error {
 	code := tunnel.CodeInternal
 	var exec *runtime.ExecError
+	var refused *tunnel.Error
 	switch {
+	case errors.As(err, &refused):
+		return refused
 	case errors.Is(err, ErrNotFound), errors.Is(err, runtime.ErrNotFound):
 		code = tunnel.CodeNotFound
 	case errors.Is(err, errEnding), errors.Is(err, ErrNotRunning), errors.Is(err, runtime.ErrNotRunning):
@@ -142,10 +145,6 @@ func (d *daemon) answer(ctx context.Context, req tunnel.Request, conn net.Conn) 
 	case tunnel.OpSessionCreate:
 		se, err := h.createSession(ctx, req)
 		if err != nil {
-			var refused *tunnel.Error
-			if errors.As(err, &refused) {
-				return err
-			}
 			return refuse(err)
 		}
 		return tunnel.WriteReply(conn, tunnel.Reply{Session: se.id})
@@ -252,7 +251,7 @@ func (h *hosted) createSession(ctx context.Context, req tunnel.Request) (*sessio
 		return nil, err
 	}
 	// The session outlives this stream and this tunnel.
-	se, err := h.d.node.newSession(h.d.life, h.id, s, sessionMeta{Args: spec.Args, TTY: spec.TTY, CreatedAt: time.Now().UTC()})
+	se, err := h.d.node.newSession(h.d.life, env, s, sessionMeta{Args: spec.Args, TTY: spec.TTY, CreatedAt: time.Now().UTC()})
 	if err != nil {
 		_ = s.Signal(context.WithoutCancel(ctx), unix.SIGKILL)
 		_ = s.Close()

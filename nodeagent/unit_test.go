@@ -2,6 +2,7 @@ package nodeagent
 
 import (
 	"errors"
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -69,7 +70,7 @@ func TestNamesAreExclusive(t *testing.T) {
 	}
 	ids := []string{NewID(), NewID(), NewID(), NewID()}
 	for _, id := range ids {
-		if !idPattern.MatchString(id) || len(id) != 26 {
+		if !validID(id) || len(id) != 26 {
 			t.Fatalf("id %q", id)
 		}
 		if err := os.Mkdir(n.envDir(id), 0o700); err != nil {
@@ -379,5 +380,30 @@ func TestLogsGoOnWhereTheyWere(t *testing.T) {
 	}
 	if got := string(lastLines([]byte("a\nb"), 1)); got != "b" {
 		t.Errorf("an unfinished line: %q", got)
+	}
+}
+
+func TestSpelling(t *testing.T) {
+	for s, want := range map[string][3]bool{
+		"abc": {true, true, true}, "a-1": {true, true, true}, "A.b": {false, true, true}, "a_b": {false, true, false}, "a-": {true, true, false},
+		"": {}, "-a": {}, ".": {}, "..": {}, "a/b": {}, "a b": {}, "a\n": {}, "a\x00": {}, "é": {}, strings.Repeat("a", 64): {},
+		strings.Repeat("a", 63): {true, true, true},
+	} {
+		if got := [3]bool{validID(s), validName(s), validHost(s)}; got != want {
+			t.Errorf("%q: %v, want %v", s, got, want)
+		}
+	}
+}
+
+func TestRaisePIDMax(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "pid_max")
+	for from, to := range map[string]string{"32768\n": "4194304", "4194304\n": "4194304\n", "nonsense": "nonsense"} {
+		if err := os.WriteFile(path, []byte(from), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		raisePIDMax(path, slog.New(slog.DiscardHandler))
+		if got, err := os.ReadFile(path); err != nil || string(got) != to {
+			t.Errorf("from %q to %q (%v), want %q", from, got, err, to)
+		}
 	}
 }

@@ -71,7 +71,12 @@ func (s *Store) layersMount(userns *os.File) (*os.File, error) {
 
 // cloneMount clones the mount that path lies on, with path as its root, and sets attributes and id mapping.
 func cloneMount(path string, userns *os.File, attrs uint64) (*os.File, error) {
-	fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	return cloneMountAt(unix.AT_FDCWD, path, path, 0, userns, attrs)
+}
+
+// cloneMountAt is cloneMount with open_tree's own arguments; errors call the place path.
+func cloneMountAt(dir int, name, path string, flags uint, userns *os.File, attrs uint64) (*os.File, error) {
+	fd, err := unix.OpenTree(dir, name, flags|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
 		return nil, &fs.PathError{Op: "open_tree", Path: path, Err: err}
 	}
@@ -318,6 +323,9 @@ func onThrowawayThread(f func() error) error {
 // Volume returns the directory or file src of the host as a detached mount, with nosuid and nodev, without
 // what is mounted below it, and with its owners shifted through userns' id mapping (nil: none): what root owns
 // on the host is root's inside, and what root writes inside is root's on the host.
+//
+// Symbolic links on the way are followed only where no one but root can have put them: links of root's in
+// directories of root's that others can't write to (see openTrusted).
 func Volume(ctx context.Context, src string, userns *os.File, readOnly bool) (*os.File, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -326,10 +334,15 @@ func Volume(ctx context.Context, src string, userns *os.File, readOnly bool) (*o
 	if readOnly {
 		attrs |= unix.MOUNT_ATTR_RDONLY
 	}
-	f, err := cloneMount(src, userns, attrs)
+	at, err := openTrusted(src)
 	if errors.Is(err, unix.ENOENT) {
 		return nil, fmt.Errorf("volume: %s does not exist on the host: create it first: %w", src, err)
 	}
+	if err != nil {
+		return nil, fmt.Errorf("volume: %w", err)
+	}
+	defer at.Close()
+	f, err := cloneMountAt(int(at.Fd()), "", src, unix.AT_EMPTY_PATH, userns, attrs)
 	if err != nil {
 		return nil, fmt.Errorf("volume: %w", err)
 	}

@@ -105,11 +105,17 @@ func firstCap(bits uint64) string {
 }
 
 // hasCap says whether this process has a capability in its effective set.
-func hasCap(bit int) bool {
+func hasCap(bit int) bool { return processCaps().Effective&(1<<bit) != 0 }
+
+// permittedCaps is this process's permitted set.
+func permittedCaps() uint64 { return processCaps().Permitted }
+
+func processCaps() (c initproto.Caps) {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
-	if unix.Capget(&header, &data[0]) != nil {
-		return false
+	if unix.Capget(&header, &data[0]) == nil {
+		c.Effective = uint64(data[0].Effective) | uint64(data[1].Effective)<<32
+		c.Permitted = uint64(data[0].Permitted) | uint64(data[1].Permitted)<<32
 	}
-	return data[bit/32].Effective&(1<<(bit%32)) != 0
+	return c
 }

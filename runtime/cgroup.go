@@ -139,9 +139,18 @@ func (g *cgroup) create(optional map[string]bool) error {
 			continue
 		}
 		dir := g.dir(h)
-		err := os.Mkdir(dir, 0o755)
+		extra := ""
+		for c, asked := range optional {
+			if asked && h.v2 && g.hs.control[c] == h {
+				extra += " +" + c
+			}
+		}
+		var err error = os.ErrNotExist
+		if extra == "" {
+			err = os.Mkdir(dir, 0o755)
+		}
 		if errors.Is(err, os.ErrNotExist) {
-			if err = g.createParents(h, filepath.Dir(g.path)); err == nil {
+			if err = g.createParents(h, filepath.Dir(g.path), extra); err == nil {
 				err = os.Mkdir(dir, 0o755)
 			}
 		}
@@ -157,10 +166,24 @@ func (g *cgroup) create(optional map[string]bool) error {
 	return nil
 }
 
-func (g *cgroup) createParents(h *hierarchy, path string) error {
+// createParents makes the directories above and, on v2, has them pass on the controllers that are served there. What can't
+// be passed on shows up when a limit is set. extra names further ones, as "+hugetlb".
+func (g *cgroup) createParents(h *hierarchy, path, extra string) error {
+	enable := func(dir string) {
+		for _, c := range append([]string{"memory", "cpu", "cpuset", "pids", "blkio"}, strings.Fields(extra)...) {
+			c = strings.TrimPrefix(c, "+")
+			if g.hs.control[c] != h {
+				continue
+			}
+			if c == "blkio" {
+				c = "io"
+			}
+			writeFile(filepath.Join(dir, "cgroup.subtree_control"), "+"+c)
+		}
+	}
 	at := g.base(h)
 	if h.v2 {
-		enableControllers(at)
+		enable(at)
 	}
 	for _, part := range strings.Split(path, "/") {
 		at = filepath.Join(at, part)
@@ -169,7 +192,7 @@ func (g *cgroup) createParents(h *hierarchy, path string) error {
 		}
 		switch {
 		case h.v2:
-			enableControllers(at)
+			enable(at)
 		case slices.Contains(h.options, "cpuset"):
 			if err := inheritCpuset(at); err != nil {
 				return err
@@ -180,15 +203,6 @@ func (g *cgroup) createParents(h *hierarchy, path string) error {
 		}
 	}
 	return nil
-}
-
-// enableControllers passes on what there is to a cgroup2 directory's children. What can't be passed on shows up when a
-// limit is set.
-func enableControllers(dir string) {
-	list, _ := os.ReadFile(filepath.Join(dir, "cgroup.controllers"))
-	for _, c := range strings.Fields(string(list)) {
-		writeFile(filepath.Join(dir, "cgroup.subtree_control"), "+"+c)
-	}
 }
 
 // inheritCpuset fills a new v1 cpuset, which nothing can enter while it is empty (cgroup-v1/cpusets.rst).

@@ -29,9 +29,9 @@ type Container struct {
 	// What only the creator has:
 	options *CreateOptions // until Start
 	plan    *plan
-	process *rawfork.Process
-	gone    chan struct{} // closed when init has ended and has been reaped; nil for a loaded one
-	execErr error         // why init could not be executed; set before gone is closed
+	process *rawfork.Process // until its exec
+	gone    chan struct{}    // closed when init has ended and has been reaped; nil for a loaded one
+	execErr error            // why init could not be executed; set before gone is closed
 
 	mu sync.Mutex // Start, Delete
 }
@@ -73,6 +73,9 @@ func fileFD(f *os.File) (fd int) {
 	}
 	return fd
 }
+
+// fdOf is fileFD for a system call's argument.
+func fdOf(f *os.File) uintptr { return uintptr(fileFD(f)) }
 
 // awaitExit returns when init has ended, however it is related to us.
 func (c *Container) awaitExit(ctx context.Context) error {
@@ -119,7 +122,11 @@ func awaitPidfd(f *os.File) error {
 
 // watch reaps init when it ends. It runs for as long as the container does, in the process that created it.
 func (c *Container) watch() {
-	c.execErr = c.process.Wait()
+	if c.process != nil {
+		c.execErr = c.process.Wait()
+		c.process = nil
+	}
+	c.r.restoreDumpable()
 	awaitPidfd(c.pidfd)
 	var status unix.WaitStatus
 	for {
@@ -141,6 +148,9 @@ func (c *Container) Wait(ctx context.Context) (ExitStatus, error) {
 
 // exitStatus reads how it ended: what init wrote, if it had the time, else what the cgroup tells.
 func (c *Container) exitStatus() ExitStatus {
+	if c.gone != nil {
+		<-c.gone
+	}
 	if f, err := os.Open(filepath.Join(c.dir, statusName)); err == nil {
 		buf := make([]byte, 8192)
 		n, _ := f.Read(buf)

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unsafe"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -107,7 +108,11 @@ func (r *Runtime) Create(ctx context.Context, o CreateOptions) (c *Container, er
 		return nil, err
 	}
 	dir := r.stateDir(o.ID)
-	if err := os.Mkdir(dir, 0o700); err != nil {
+	err = os.Mkdir(dir, 0o700)
+	if errors.Is(err, os.ErrNotExist) { // the state directory has gone since Open
+		err = os.MkdirAll(dir, 0o700)
+	}
+	if err != nil {
 		if errors.Is(err, os.ErrExist) {
 			return nil, ErrExists
 		}
@@ -138,7 +143,7 @@ func (r *Runtime) Create(ctx context.Context, o CreateOptions) (c *Container, er
 	if err := group.apply(o.Spec.Linux.Resources, o.Main != nil); err != nil {
 		return nil, err
 	}
-	b := &birth{r: r, o: &o, ns: ns, group: group, dir: lock, image: image}
+	b := &birth{r: r, o: &o, ns: ns, plan: p, group: group, dir: lock, image: image}
 	defer b.close()
 	if err := b.open(); err != nil {
 		return nil, err
@@ -154,6 +159,7 @@ func (r *Runtime) Create(ctx context.Context, o CreateOptions) (c *Container, er
 	}
 	c = &Container{id: o.ID, dir: dir, r: r, group: group, options: &o, plan: p, gone: make(chan struct{})}
 	if err := run(func() error { return b.bear(c) }); err != nil {
+		r.restoreDumpable()
 		return nil, err
 	}
 	go c.watch()
@@ -207,6 +213,7 @@ type birth struct {
 	r     *Runtime
 	o     *CreateOptions
 	ns    *namespaces
+	plan  *plan
 	group *cgroup
 	dir   *os.File
 	image *os.File
@@ -290,30 +297,41 @@ func (b *birth) steps() *rawfork.Program {
 	userNS := false
 	// While we are being made, our maker's death is ours.
 	p.Add("parent death signal", rawfork.Must, unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
-	p.Add("close", rawfork.Must, unix.SYS_CLOSE, b.sync[0].Fd())
+	p.Add("close", rawfork.Must, unix.SYS_CLOSE, fdOf(b.sync[0]))
 	for _, f := range b.tasks {
-		p.Add("enter cgroup "+filepath.Dir(f.Name()), rawfork.Must, unix.SYS_WRITE, f.Fd(), zero, 1)
+		p.Add("enter cgroup "+filepath.Dir(f.Name()), rawfork.Must, unix.SYS_WRITE, fdOf(f), zero, 1)
 	}
+	var clocks []int // a time namespace is joined by a process that shares its memory with none, as this one does with us
 	for i, j := range b.ns.join {
-		p.Add("join namespace "+j.path, rawfork.Must, unix.SYS_SETNS, b.joins[i].Fd(), j.flag)
+		if j.flag == unix.CLONE_NEWTIME {
+			clocks = append(clocks, i)
+			continue
+		}
+		p.Add("join namespace "+j.path, rawfork.Must, unix.SYS_SETNS, fdOf(b.joins[i]), j.flag)
 		userNS = userNS || j.flag == unix.CLONE_NEWUSER
 	}
 	if len(b.ns.join) > 0 {
 		// A process can neither move itself into a process namespace nor join some and make others in one go.
 		p.Add("fork", rawfork.Fork, unix.SYS_CLONE, b.cloneFlags()|unix.CLONE_PARENT|uintptr(unix.SIGCHLD), 0, 0, 0, 0)
 		p.Add("parent death signal", rawfork.Must, unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
+		for _, i := range clocks {
+			p.Add("join namespace "+b.ns.join[i].path, rawfork.Must, unix.SYS_SETNS, fdOf(b.joins[i]), unix.CLONE_NEWTIME)
+		}
 	}
 	if b.ns.time {
 		// It is entered at the exec below (Linux 6.1); until a process is in it, its clocks can be set from outside.
 		p.Add("time namespace", rawfork.Must, unix.SYS_UNSHARE, unix.CLONE_NEWTIME)
-		p.Add("report the time namespace", rawfork.Must, unix.SYS_WRITE, b.sync[1].Fd(), zero, 1)
+		p.Add("report the time namespace", rawfork.Must, unix.SYS_WRITE, fdOf(b.sync[1]), zero, 1)
 	}
-	p.Add("go-ahead", rawfork.Byte, unix.SYS_READ, b.sync[1].Fd(), one, 1)
+	p.Add("go-ahead", rawfork.Byte, unix.SYS_READ, fdOf(b.sync[1]), one, 1)
 	if userNS || b.ns.makes(unix.CLONE_NEWUSER) {
 		p.Add("setgid", rawfork.Must, unix.SYS_SETRESGID, 0, 0, 0)
 		p.Add("setuid", rawfork.Must, unix.SYS_SETRESUID, 0, 0, 0)
 	}
 	p.Add("clear groups", rawfork.Must, unix.SYS_SETGROUPS, 0, 0)
+	if !b.becomes { // which runs hooks first, and is one thread that matters when it drops them
+		b.dropBounding(p)
+	}
 	p.Add("new session", rawfork.Must, unix.SYS_SETSID)
 	death := uintptr(0)
 	if b.o.DieWithParent {
@@ -321,14 +339,14 @@ func (b *birth) steps() *rawfork.Program {
 	}
 	p.Add("parent death signal", rawfork.Must, unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, death, 0, 0, 0)
 	if b.o.DieWithParent { // it may have died before that
-		p.Add("parent", rawfork.Alive, unix.SYS_RECVFROM, b.sync[1].Fd(), one, 1, unix.MSG_DONTWAIT, 0, 0)
+		p.Add("parent", rawfork.Alive, unix.SYS_RECVFROM, fdOf(b.sync[1]), one, 1, unix.MSG_DONTWAIT, 0, 0)
 	}
 	p.Add("signals", rawfork.Must, unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, p.Bytes(make([]byte, 8)), 0, 8)
 	for fd := range uintptr(3) {
 		if b.becomes {
 			break
 		}
-		p.Add("standard descriptors", rawfork.Must, unix.SYS_DUP3, b.null.Fd(), fd, 0)
+		p.Add("standard descriptors", rawfork.Must, unix.SYS_DUP3, fdOf(b.null), fd, 0)
 	}
 	p.Add("close descriptors", rawfork.Must, unix.SYS_CLOSE_RANGE, 3, 1<<32-1, unix.CLOSE_RANGE_CLOEXEC)
 	list := ""
@@ -336,21 +354,54 @@ func (b *birth) steps() *rawfork.Program {
 		p.Add("keep descriptor", rawfork.Must, unix.SYS_FCNTL, 3+fd, unix.F_SETFD, 0)
 	}
 	for _, f := range b.keep {
-		p.Add("keep descriptor", rawfork.Must, unix.SYS_FCNTL, f.Fd(), unix.F_SETFD, 0)
-		list += "," + strconv.Itoa(int(f.Fd()))
+		p.Add("keep descriptor", rawfork.Must, unix.SYS_FCNTL, fdOf(f), unix.F_SETFD, 0)
+		list += "," + strconv.Itoa(fileFD(f))
 	}
 	p.Add("chdir", rawfork.Must, unix.SYS_CHDIR, p.String("/"))
 	p.Add("umask", rawfork.Must, unix.SYS_UMASK, 0o022)
 	env := []string{
 		"INIT_FDS=" + list[1:],
-		// One processor, a small heap, no signals to preempt with: init is one loop.
-		"GOMAXPROCS=1", "GOGC=50", "GOMEMLIMIT=8MiB", "GODEBUG=asyncpreemptoff=1",
+		// One loop and a small heap: no signals to preempt it with, no look at its own cgroups to find out how many
+		// processors it has. Two of Go's processors, not one, as otherwise its monitor takes away the only one during
+		// every system call longer than 20 µs, and giving it back costs two context switches.
+		"GOMAXPROCS=2", "GOGC=50", "GOMEMLIMIT=8MiB", "GODEBUG=asyncpreemptoff=1,containermaxprocs=0,updatemaxprocs=0",
 	}
 	if b.becomes {
 		env = append(env, "INIT_PROCESS=1")
 	}
-	p.Add("exec", rawfork.Must, unix.SYS_EXECVEAT, b.image.Fd(), p.String(""), p.Strings([]string{"init"}), p.Strings(env), unix.AT_EMPTY_PATH)
+	p.Add("exec", rawfork.Must, unix.SYS_EXECVEAT, fdOf(b.image), p.String(""), p.Strings([]string{"init"}), p.Strings(env), unix.AT_EMPTY_PATH)
 	return p
+}
+
+// dropBounding takes from the bounding set what sessions must not have, and promises no new privileges. Here it costs a
+// system call each; in init, with its threads, each would have to be brought about on all of them.
+//
+// An exec by root gives it what is in the bounding or in the inheritable set (capabilities(7)): filling the latter is what
+// leaves init its capabilities until it has built everything. It then empties it.
+func (b *birth) dropBounding(p *rawfork.Program) {
+	all := uint64(1)<<len(capNames) - 1
+	userNS := b.plan.UserNS
+	if !userNS { // the host's root may lack some itself
+		all = permittedCaps()
+	}
+	header := &unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	data := &[2]unix.CapUserData{}
+	for i := range data {
+		part := uint32(all >> (32 * i))
+		data[i] = unix.CapUserData{Effective: part, Permitted: part, Inheritable: part}
+	}
+	p.Keep(header)
+	p.Keep(data)
+	p.Add("capabilities", rawfork.Must, unix.SYS_CAPSET, uintptr(unsafe.Pointer(header)), uintptr(unsafe.Pointer(data)))
+	for bit := range capNames {
+		if b.plan.Caps.Bounding&(1<<bit) == 0 {
+			// Try: an older kernel does not know the newest. What must not be missing is checked by the capset of a session.
+			p.Add("bounding set", rawfork.Try, unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, uintptr(bit), 0, 0, 0)
+		}
+	}
+	if b.plan.NoNewPrivs {
+		p.Add("no_new_privs", rawfork.Must, unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+	}
 }
 
 // cloneFlags are the namespaces that come with the clone. The cgroup namespace is init's own to make, once it is in its
@@ -366,34 +417,38 @@ func (b *birth) bear(c *Container) (err error) {
 	if b.v2 != nil {
 		cgroup = int(b.v2.Fd())
 	}
-	p, err := rawfork.Start(b.steps(), flags, cgroup)
+	start := rawfork.Start
+	if flags&unix.CLONE_NEWUSER != 0 {
+		start = func(p *rawfork.Program, flags uintptr, cgroup int) (*rawfork.Process, error) {
+			return startOwned(p, flags, cgroup, firstID(b.o.Spec.Linux.UIDMappings))
+		}
+	}
+	p, err := start(b.steps(), flags, cgroup)
 	if err != nil {
 		return err
 	}
 	goruntime.KeepAlive(b)
-	defer func() {
-		if err != nil {
-			unix.PidfdSendSignal(p.PIDFD, unix.SIGKILL, nil, 0)
-			unix.Wait4(p.PID, nil, 0, nil)
-			unix.Close(p.PIDFD)
-			unix.Close(p.Errors)
-		}
-	}()
 	b.sync[1].Close()
 	if len(b.joins) > 0 {
 		if err := p.Forked(); err != nil {
 			return err
 		}
 	}
+	waited := false
+	defer func() {
+		if err != nil && !waited {
+			p.Abort()
+		}
+	}()
 	if err := b.prepare(p); err != nil {
 		return err
 	}
-	start, err := startTime(p.PID)
+	began, err := startTime(p.PID)
 	if err != nil {
 		return err
 	}
-	c.state = &state{ID: b.o.ID, PID: p.PID, Start: start, Boot: bootID(), Created: time.Now().UTC(), Cgroup: b.group.path,
-		Main: b.o.Main != nil, PIDNS: b.ns.makes(unix.CLONE_NEWPID)}
+	c.state = &state{ID: b.o.ID, PID: p.PID, Start: began, Boot: bootID(), Created: time.Now().UTC(), Cgroup: b.group.path,
+		Main: b.o.Main != nil}
 	if res := b.o.Spec.Linux.Resources; res != nil && res.Memory != nil && res.Memory.Limit != nil {
 		c.state.Memory = *res.Memory.Limit
 	}
@@ -405,13 +460,18 @@ func (b *birth) bear(c *Container) (err error) {
 	}
 	if b.o.DieWithParent {
 		// It looks whether our end of the pair is still open, so that must stay until its exec.
+		waited = true
 		if err := p.Wait(); err != nil {
 			unix.Wait4(p.PID, nil, 0, nil)
+			unix.Close(p.PIDFD)
 			return err
 		}
 	}
 	unix.SetNonblock(p.PIDFD, true)
-	c.process, c.pidfd = p, os.NewFile(uintptr(p.PIDFD), "pidfd")
+	if !waited {
+		c.process = p
+	}
+	c.pidfd = os.NewFile(uintptr(p.PIDFD), "pidfd")
 	return nil
 }
 
@@ -447,8 +507,8 @@ func raiseHard(pid int, limit specs.POSIXRlimit) error {
 	if !ok {
 		return fmt.Errorf("rlimit %q is unknown", limit.Type)
 	}
-	var now unix.Rlimit
-	if err := unix.Prlimit(pid, resource, nil, &now); err != nil {
+	var now unix.Rlimit // init's are copies of ours; to ask it takes CAP_SYS_RESOURCE, as it is under another user
+	if err := unix.Getrlimit(resource, &now); err != nil {
 		return fmt.Errorf("rlimit %s: %w", limit.Type, err)
 	}
 	if limit.Hard <= now.Max {

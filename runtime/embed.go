@@ -47,7 +47,11 @@ var initImage = sync.OnceValues(func() (*os.File, error) {
 		return nil, fmt.Errorf("memfd for init: %w", err)
 	}
 	seals := unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
-	if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, seals); err != nil {
+	_, err = unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, seals|unix.F_SEAL_EXEC) // it stays executable
+	if err == unix.EINVAL {                                                  // before Linux 6.3
+		_, err = unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, seals)
+	}
+	if err != nil {
 		f.Close()
 		return nil, fmt.Errorf("seal init: %w", err)
 	}

@@ -4,9 +4,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	goruntime "runtime"
 	"strconv"
 	"strings"
 	"testing"
+	"unsafe"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -95,7 +97,7 @@ func TestPrivilegesAreGone(t *testing.T) {
 		}
 	}
 	for field, value := range map[string]string{"CapBnd": fmt.Sprintf("%016x", want.Bounding), "CapInh": fmt.Sprintf("%016x", 0),
-		"CapEff": fmt.Sprintf("%016x", want.Permitted|1<<unix.CAP_SETUID|1<<unix.CAP_SETGID|1<<unix.CAP_CHOWN|1<<unix.CAP_KILL),
+		"CapEff":     fmt.Sprintf("%016x", want.Permitted|1<<unix.CAP_SETUID|1<<unix.CAP_SETGID|1<<unix.CAP_CHOWN|1<<unix.CAP_KILL),
 		"NoNewPrivs": "1", "Seccomp": "2", "Seccomp_filters": "1", "Groups": ""} {
 		for _, got := range threadStatus(t, c.PID(), field) {
 			if got != value {
@@ -133,6 +135,58 @@ func TestPrivilegesAreGone(t *testing.T) {
 	}
 }
 
+// The kernel charges some of what is inside to the user who made the namespace: that must be nobody else.
+func TestUserNamespaceHasAnOwnerOfItsOwn(t *testing.T) {
+	c := create(t, newRuntime(t), CreateOptions{})
+	ns, err := c.NamespaceFD(specs.UserNamespace)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	owner, err := ownerOf(ns.Fd())
+	if want := testSpec().Linux.UIDMappings[0].HostID; err != nil || owner != want {
+		t.Errorf("it belongs to user %d (%v), want %d", owner, err, want)
+	}
+}
+
+func TestAsUserLeavesNoTrace(t *testing.T) {
+	goruntime.LockOSThread()
+	defer goruntime.UnlockOSThread()
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGURG), 0, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Prctl(unix.PR_SET_PDEATHSIG, 0, 0, 0, 0)
+	dumpable, _ := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
+	defer unix.Prctl(unix.PR_SET_DUMPABLE, uintptr(dumpable), 0, 0, 0)
+	look := func() string {
+		b, err := os.ReadFile("/proc/thread-self/status")
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := ""
+		for line := range strings.Lines(string(b)) {
+			if strings.HasPrefix(line, "Uid") || strings.HasPrefix(line, "Cap") {
+				text += line
+			}
+		}
+		var death uint32
+		unix.Prctl(unix.PR_GET_PDEATHSIG, uintptr(unsafe.Pointer(&death)), 0, 0, 0)
+		return fmt.Sprint(text, death)
+	}
+	before := look()
+	if err := asUser(123456, func() error {
+		if unix.Geteuid() != 123456 || !hasCap(unix.CAP_SYS_ADMIN) {
+			t.Error("not that user, or without capabilities")
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if after := look(); after != before {
+		t.Errorf("before:\n%s\nafter:\n%s", before, after)
+	}
+}
+
 func TestInitImageIsSealed(t *testing.T) {
 	image, err := initImage()
 	if err != nil {
@@ -145,6 +199,9 @@ func TestInitImageIsSealed(t *testing.T) {
 	}
 	if _, err := image.WriteAt([]byte("x"), 0); err == nil {
 		t.Error("init can be written to")
+	}
+	if _, new := kernelAtLeast(6, 3); new && image.Chmod(0) == nil {
+		t.Error("init can be made unexecutable")
 	}
 	// The process is undumpable as of its exec, and the host's user namespace decides who may look.
 	c := create(t, newRuntime(t), CreateOptions{})
@@ -284,14 +341,20 @@ func TestSpecErrors(t *testing.T) {
 		"permitted lacks":               func(s *specs.Spec) { s.Process.Capabilities.Permitted = nil },
 		"whole machine":                 func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"vm.swappiness": "1"} },
 		"RLIMIT_FUN":                    func(s *specs.Spec) { s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_FUN"}} },
-		"above the hard limit":          func(s *specs.Spec) { s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 2, Hard: 1}} },
-		"no AppArmor":                   func(s *specs.Spec) { s.Process.ApparmorProfile = "docker-default" },
-		"SELinux is not enabled":        func(s *specs.Spec) { s.Process.SelinuxLabel = "a:b:c:d" },
-		"not supported":                 func(s *specs.Spec) { s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"boottime": {}} },
-		"belong there":                  func(s *specs.Spec) { s.Mounts = []specs.Mount{{Destination: "/proc", Type: "tmpfs"}} },
-		"over /proc":                    func(s *specs.Spec) { s.Mounts = []specs.Mount{{Destination: "/proc/", Type: "bind", Source: "/tmp"}} },
-		"process limit":                 func(s *specs.Spec) { s.Linux.Resources = &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: number(1 << 62)}} },
-		"memory limit":                  func(s *specs.Spec) { s.Linux.Resources = &specs.LinuxResources{Unified: map[string]string{"memory.limit": "1"}} },
+		"above the hard limit": func(s *specs.Spec) {
+			s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 2, Hard: 1}}
+		},
+		"no AppArmor":            func(s *specs.Spec) { s.Process.ApparmorProfile = "docker-default" },
+		"SELinux is not enabled": func(s *specs.Spec) { s.Process.SelinuxLabel = "a:b:c:d" },
+		"not supported":          func(s *specs.Spec) { s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"boottime": {}} },
+		"belong there":           func(s *specs.Spec) { s.Mounts = []specs.Mount{{Destination: "/proc", Type: "tmpfs"}} },
+		"over /proc":             func(s *specs.Spec) { s.Mounts = []specs.Mount{{Destination: "/proc/", Type: "bind", Source: "/tmp"}} },
+		"process limit": func(s *specs.Spec) {
+			s.Linux.Resources = &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: number(1 << 62)}}
+		},
+		"memory limit": func(s *specs.Spec) {
+			s.Linux.Resources = &specs.LinuxResources{Unified: map[string]string{"memory.limit": "1"}}
+		},
 		"leaf weight": func(s *specs.Spec) {
 			w := uint16(10)
 			s.Linux.Resources = &specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{LeafWeight: &w}}

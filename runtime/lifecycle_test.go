@@ -631,3 +631,55 @@ func TestOrphansAreReaped(t *testing.T) {
 		t.Errorf("%s zombies", out)
 	}
 }
+
+func TestParallel(t *testing.T) {
+	r, root := newRuntime(t), busyboxRoot(t)
+	ctx := testContext(t)
+	errs := make(chan error)
+	for i := range 8 {
+		go func() {
+			for j := range 5 {
+				id := fmt.Sprintf("p%d-%d", i, j)
+				c, err := r.Create(ctx, CreateOptions{ID: id, Spec: testSpec(), DieWithParent: j%2 == 1, Main: &SessionSpec{Args: []string{"sh", "-c", fmt.Sprintf("exit %d", 10*i+j)}}})
+				if err == nil {
+					err = c.Start(ctx, StartOptions{Root: mountRoot(t, c, root)})
+				}
+				if err == nil {
+					var st ExitStatus
+					if st, err = c.Wait(ctx); err == nil && st != (ExitStatus{Code: 10*i + j}) {
+						err = fmt.Errorf("%s: %+v", id, st)
+					}
+				}
+				if err == nil {
+					err = c.Delete(ctx)
+				}
+				errs <- err
+			}
+		}()
+	}
+	for range 40 {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	if left := r.hierarchies.siblings(testParent); len(left) != 0 {
+		t.Errorf("cgroups left: %v", left)
+	}
+	if dumpable, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0); err != nil || dumpable != 1 {
+		t.Errorf("this process is no longer dumpable: %d %v", dumpable, err)
+	}
+}
+
+func TestHugetlbIsPassedOn(t *testing.T) {
+	r := newRuntime(t)
+	if r.hierarchies.control["hugetlb"] == nil {
+		t.Fatal("these tests need a hugetlb controller")
+	}
+	spec := testSpec()
+	spec.Linux.Resources.HugepageLimits = []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 4 << 20}}
+	start(t, r, CreateOptions{ID: "first"}) // the parent is there, without it
+	c := start(t, r, CreateOptions{ID: "second", Spec: spec})
+	if got := c.group.read("hugetlb", "hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max"); got != "4194304" {
+		t.Errorf("%q", got)
+	}
+}

@@ -239,7 +239,10 @@ func (p *plan) cgroupMounts(dest string, f mountFlags, o *CreateOptions, hs *hie
 		Options: []string{"mode=755", "size=64k"}, AttrSet: attr &^ unix.MOUNT_ATTR_RDONLY, Strict: true})
 	g := &cgroup{hs: hs}
 	for _, h := range hs.all {
-		if !g.uses(h, optional) {
+		// freezer, devices and blkio have nothing to say to a program that wants to know its limits.
+		if !g.uses(h, optional) || !h.v2 && !slices.ContainsFunc(h.options, func(c string) bool {
+			return slices.Contains([]string{"memory", "cpu", "cpuacct", "cpuset", "pids", "hugetlb"}, c)
+		}) {
 			continue
 		}
 		m := initproto.Mount{Dest: dest + "/" + h.name(), FD: initproto.NewFS, FSType: "cgroup", Source: "cgroup", Options: h.options,

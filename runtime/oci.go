@@ -72,12 +72,12 @@ type OCIProcess struct {
 	// Warnings say what was left out of the configuration because the specification wants it so.
 	Warnings []string
 
-	process *rawfork.Process
-	conn    *os.File
-	owner   *Container // for the mounts' id mappings
-	plan    *plan
-	group   *cgroup
-	pids    *specs.LinuxPids
+	pidfd int
+	conn  *os.File
+	owner *Container // for the mounts' id mappings
+	plan  *plan
+	group *cgroup
+	pids  *specs.LinuxPids
 }
 
 // allowedDevices may always be used: config-linux, "Default Devices", and making any node at all.
@@ -118,7 +118,7 @@ func (m *OCI) Create(o OCIOptions) (p *OCIProcess, err error) {
 	if err != nil {
 		return nil, err
 	}
-	made, err := group.createFresh()
+	made, err := group.createFresh(optionalControllers(o.Spec.Linux.Resources))
 	if err != nil {
 		return nil, err
 	}
@@ -138,7 +138,7 @@ func (m *OCI) Create(o OCIOptions) (p *OCIProcess, err error) {
 	if err := group.apply(&resources, false); err != nil {
 		return nil, err
 	}
-	b := &birth{o: co, ns: ns, group: group, image: image, becomes: true, preserve: o.Preserve}
+	b := &birth{o: co, ns: ns, plan: plan, group: group, image: image, becomes: true, preserve: o.Preserve}
 	defer b.close()
 	conn, err := b.connect()
 	if err != nil {
@@ -161,7 +161,7 @@ func (m *OCI) Create(o OCIOptions) (p *OCIProcess, err error) {
 		conn.Close()
 		return nil, err
 	}
-	p.owner = &Container{id: o.ID, options: co, state: &state{PID: p.PID}, pidfd: os.NewFile(uintptr(p.process.PIDFD), "pidfd")}
+	p.owner = &Container{id: o.ID, options: co, state: &state{PID: p.PID}, pidfd: os.NewFile(uintptr(p.pidfd), "pidfd")}
 	return p, nil
 }
 
@@ -212,7 +212,7 @@ func (m *OCI) place(spec *specs.Spec, id string) (*cgroup, error) {
 
 // createFresh makes the group's directories, or takes those that are there if nobody is in them. made says that at least
 // one was made.
-func (g *cgroup) createFresh() (made bool, err error) {
+func (g *cgroup) createFresh(optional map[string]bool) (made bool, err error) {
 	for _, h := range g.hs.all {
 		dir := g.dir(h)
 		if _, err := os.Stat(dir); err == nil {
@@ -221,8 +221,8 @@ func (g *cgroup) createFresh() (made bool, err error) {
 			}
 			continue
 		}
-		one := &cgroup{hs: &hierarchies{all: []*hierarchy{h}}, path: g.path, below: g.below, every: true}
-		if err := one.create(nil); err != nil {
+		one := &cgroup{hs: &hierarchies{all: []*hierarchy{h}, control: g.hs.control, unified: g.hs.unified}, path: g.path, below: g.below, every: true}
+		if err := one.create(optional); err != nil {
 			if made {
 				g.remove()
 			}
@@ -256,7 +256,7 @@ func (m *OCI) check(co *CreateOptions, o *OCIOptions) (*namespaces, *plan, error
 	if len(l.TimeOffsets) > 0 && !ns.time {
 		return nil, nil, errors.New("timeOffsets need a time namespace of the container's own")
 	}
-	if ns.time && !kernelAtLeast(6, 1) {
+	if _, ok := kernelAtLeast(6, 1); ns.time && !ok {
 		return nil, nil, errors.New("a time namespace needs Linux 6.1")
 	}
 	p, err := buildPlan(co, ns, m.hierarchies)
@@ -267,7 +267,8 @@ func (m *OCI) check(co *CreateOptions, o *OCIOptions) (*namespaces, *plan, error
 		return nil, nil, err
 	}
 	x := p.Process
-	if x.Detached = !ns.makes(unix.CLONE_NEWNS); x.Detached && !kernelAtLeast(6, 15) {
+	x.Detached = !ns.makes(unix.CLONE_NEWNS)
+	if _, ok := kernelAtLeast(6, 15); x.Detached && !ok {
 		return nil, nil, errors.New("a container without a mount namespace of its own needs Linux 6.15: before, the host's mounts would be changed")
 	}
 	x.Preserve, x.NoPivot, x.NoKeyring, x.ListenPID = uint16(o.Preserve), o.NoPivot, o.NoKeyring, o.ListenPID
@@ -301,16 +302,6 @@ func (p *plan) bindsInTurn() {
 		}
 	}
 	p.binds = kept
-}
-
-func kernelAtLeast(major, minor int) bool {
-	var u unix.Utsname
-	if unix.Uname(&u) != nil {
-		return false
-	}
-	var a, b int
-	fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &a, &b)
-	return a > major || a == major && b >= minor
 }
 
 // HookWords puts hooks into internal/hook's words.
@@ -523,27 +514,24 @@ func (b *birth) beget(x *OCIProcess) (err error) {
 		return err
 	}
 	goruntime.KeepAlive(b)
-	x.process = p
-	defer func() {
-		if err != nil {
-			unix.PidfdSendSignal(p.PIDFD, unix.SIGKILL, nil, 0)
-			unix.Wait4(p.PID, nil, 0, nil)
-			unix.Close(p.PIDFD)
-			unix.Close(p.Errors)
-		}
-	}()
 	b.sync[1].Close()
 	if len(b.joins) > 0 {
 		if err := p.Forked(); err != nil {
 			return err
 		}
 	}
+	waited := false
+	defer func() {
+		if err != nil && !waited {
+			p.Abort()
+		}
+	}()
 	if err := b.prepare(p); err != nil {
 		return err
 	}
 	if b.ns.time {
 		if _, err := b.sync[0].Read(make([]byte, 1)); err != nil {
-			return fmt.Errorf("time namespace: %w", p.Wait())
+			return fmt.Errorf("time namespace: %w", err)
 		}
 		for clock, o := range b.o.Spec.Linux.TimeOffsets {
 			line := fmt.Sprintf("%s %d %d\n", clock, o.Secs, o.Nanosecs)
@@ -555,11 +543,15 @@ func (b *birth) beget(x *OCIProcess) (err error) {
 	if x.Start, err = startTime(p.PID); err != nil {
 		return err
 	}
-	x.PID = p.PID
-	if _, err := b.sync[0].Write([]byte{1}); err != nil {
-		return fmt.Errorf("the process ended before it began: %w", err)
+	x.PID, x.pidfd = p.PID, p.PIDFD
+	_, goAhead := b.sync[0].Write([]byte{1})
+	waited = true
+	if err := p.Wait(); err != nil { // why it ended before its exec
+		unix.Wait4(p.PID, nil, 0, nil)
+		unix.Close(p.PIDFD)
+		return err
 	}
-	return nil
+	return goAhead
 }
 
 // Setup builds the container. With a terminal its master is returned, the caller's to close.
@@ -639,9 +631,6 @@ func (p *OCIProcess) tell(r *initproto.Request, fds []int) error {
 		oob = unix.UnixRights(fds...)
 	}
 	if _, err := unix.SendmsgN(int(p.conn.Fd()), body, oob, nil, unix.MSG_NOSIGNAL); err != nil {
-		if why := p.process.Wait(); why != nil {
-			return why
-		}
 		return fmt.Errorf("tell the container's init: %w", err)
 	}
 	return nil
@@ -649,11 +638,11 @@ func (p *OCIProcess) tell(r *initproto.Request, fds []int) error {
 
 // answer receives one; end says that none, with the connection closed, is the good one.
 func (p *OCIProcess) answer(end bool) ([]*os.File, error) {
-	return receiveAnswer(int(p.conn.Fd()), end, func() error { return p.process.Wait() })
+	return receiveAnswer(int(p.conn.Fd()), end)
 }
 
-// receiveAnswer reads a Reply from a blocking socket. early says why init ended before it could say so itself.
-func receiveAnswer(fd int, end bool, early func() error) ([]*os.File, error) {
+// receiveAnswer reads a Reply from a blocking socket.
+func receiveAnswer(fd int, end bool) ([]*os.File, error) {
 	buf, oob := make([]byte, 16<<10), make([]byte, unix.CmsgSpace(4*8))
 	n, oobn, err := 0, 0, error(nil)
 	for {
@@ -666,9 +655,6 @@ func receiveAnswer(fd int, end bool, early func() error) ([]*os.File, error) {
 		return nil, fmt.Errorf("the container's init: %w", err)
 	}
 	if n <= 0 {
-		if err := early(); err != nil {
-			return nil, err
-		}
 		if end {
 			return nil, nil
 		}
@@ -692,7 +678,7 @@ func receiveAnswer(fd int, end bool, early func() error) ([]*os.File, error) {
 
 // Abort kills the process and reaps it.
 func (p *OCIProcess) Abort() {
-	unix.PidfdSendSignal(p.process.PIDFD, unix.SIGKILL, nil, 0)
+	unix.PidfdSendSignal(p.pidfd, unix.SIGKILL, nil, 0)
 	unix.Wait4(p.PID, nil, 0, nil)
 	p.Close()
 }
@@ -715,7 +701,7 @@ func OCIBegin(dir string) error {
 	if _, err := unix.SendmsgN(fd, body, nil, nil, unix.MSG_NOSIGNAL); err != nil {
 		return fmt.Errorf("tell the container's init: %w", err)
 	}
-	files, err := receiveAnswer(fd, true, func() error { return nil })
+	files, err := receiveAnswer(fd, true)
 	closeFiles(files)
 	return err
 }
@@ -806,7 +792,7 @@ func (m *OCI) Exec(o OCIExec) (p *OCIProcess, err error) {
 		return nil, err
 	}
 	plan.UserNS = slices.ContainsFunc(ns.join, func(j join) bool { return j.flag == unix.CLONE_NEWUSER })
-	b := &birth{o: co, ns: ns, group: group, image: image, becomes: true, preserve: o.Preserve}
+	b := &birth{o: co, ns: ns, plan: plan, group: group, image: image, becomes: true, preserve: o.Preserve}
 	defer b.close()
 	conn, err := b.connect()
 	if err != nil {

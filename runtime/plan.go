@@ -48,7 +48,7 @@ func buildPlan(o *CreateOptions, ns *namespaces, hs *hierarchies) (*plan, error)
 	s, l, proc := o.Spec, o.Spec.Linux, o.Spec.Process
 	p := &plan{Plan: initproto.Plan{
 		Hostname: s.Hostname, Domainname: s.Domainname,
-		CgroupNS: ns.makes(unix.CLONE_NEWCGROUP), PIDNS: ns.makes(unix.CLONE_NEWPID),
+		CgroupNS:   ns.makes(unix.CLONE_NEWCGROUP),
 		UserNS:     ns.makes(unix.CLONE_NEWUSER) || slices.ContainsFunc(ns.join, func(j join) bool { return j.flag == unix.CLONE_NEWUSER }),
 		NoNewPrivs: proc.NoNewPrivileges, Umask: 0o022,
 		Masked: l.MaskedPaths, Readonly: l.ReadonlyPaths,

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 var (
@@ -29,7 +30,8 @@ var (
 
 // Options configure a Runtime.
 type Options struct {
-	// StateDir holds one directory per container, mode 0700. It is created if missing.
+	// StateDir holds one directory per container, mode 0700. It is created if missing. What it holds is worth nothing after
+	// a restart of the machine, so a tmpfs (/run) is the place for it, and the fastest.
 	StateDir string
 	// CgroupParent is the name of the subtree under which every container gets its cgroups, on every hierarchy.
 	CgroupParent string
@@ -187,6 +189,7 @@ type Runtime struct {
 	hierarchies *hierarchies
 	filters     *filterCache
 	mortal      *mortal
+	dumpable    int // PR_GET_DUMPABLE of this process at Open
 }
 
 // Open returns the Runtime of a state directory. Several processes may hold the same one.
@@ -208,7 +211,11 @@ func Open(opts Options) (*Runtime, error) {
 	if err != nil {
 		return nil, fmt.Errorf("runtime: %w", err)
 	}
-	return &Runtime{opts: opts, hierarchies: hs, filters: newFilterCache(filepath.Join(opts.StateDir, filterDir)), mortal: &mortal{}}, nil
+	dumpable, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
+	if err != nil {
+		return nil, fmt.Errorf("runtime: %w", err)
+	}
+	return &Runtime{opts: opts, dumpable: dumpable, hierarchies: hs, filters: newFilterCache(filepath.Join(opts.StateDir, filterDir)), mortal: &mortal{}}, nil
 }
 
 func (r *Runtime) cgroupPath(id string) string { return r.opts.CgroupParent + "/" + id }
@@ -250,7 +257,7 @@ func (r *Runtime) List(ctx context.Context) ([]string, error) {
 
 func (r *Runtime) stateNames() ([]string, error) {
 	entries, err := os.ReadDir(r.opts.StateDir)
-	if err != nil {
+	if err != nil && !errors.Is(err, os.ErrNotExist) { // it may have been given back; Create makes it anew
 		return nil, fmt.Errorf("list containers: %w", err)
 	}
 	var names []string

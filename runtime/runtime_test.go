@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -196,6 +198,45 @@ func TestMainStatus(t *testing.T) {
 		}
 		if err := c.Delete(testContext(t)); err != nil {
 			t.Error(err)
+		}
+	}
+}
+
+// inCgroup runs a shell script of the host in a cgroup2 directory.
+func inCgroup(t *testing.T, dir, script string) string {
+	t.Helper()
+	f, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	cmd := exec.Command("/bin/busybox", "sh", "-c", script)
+	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	cmd.Stdin, cmd.Stderr = null, null
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(f.Fd())}
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(out)
+}
+
+func TestProbe(t *testing.T) {
+	for _, c := range Probe(testContext(t)) {
+		t.Logf("%-28s %-5v %s %s", c.Name, c.OK, c.Detail, c.Consequence)
+		if c.OK != (c.Consequence == "") || c.Detail == "" {
+			t.Errorf("%+v", c)
+		}
+		switch c.Name {
+		case "CAP_SYS_RESOURCE", "AppArmor or SELinux", "pressure stall information", "cgroup hugetlb", "swap accounting", "process numbers":
+		default:
+			if !c.OK {
+				t.Errorf("%s: %s", c.Name, c.Detail)
+			}
 		}
 	}
 }

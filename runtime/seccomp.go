@@ -265,62 +265,71 @@ func (a *assembler) jump(op uint16, k uint32, yes, no int) {
 	a.code = append(a.code, instruction{code: unix.BPF_JMP | op | unix.BPF_K, k: k, yes: yes, no: no})
 }
 
-// assemble resolves the labels. A conditional jump reaches 255 instructions; one that must go further goes by way of an
-// unconditional one, which reaches anywhere, put right behind it.
+// assemble resolves the labels. A conditional jump reaches 255 instructions; a side that must go further goes by way of an
+// unconditional jump, which reaches anywhere, put right behind. All jumps lead forwards, as the kernel demands.
 func (a *assembler) assemble() ([]byte, error) {
-	far := map[int]bool{} // indices of conditional jumps that need the detour
+	type reach struct{ yes, no bool } // which sides need the detour
+	far := map[int]reach{}
 	for {
-		at := map[int]int{}
+		at := map[int]int{} // label → position
 		n := 0
 		for i, in := range a.code {
-			switch {
-			case in.mark > 0:
+			if in.mark > 0 {
 				at[in.mark] = n
-			case far[i]:
-				n += 3
-			default:
+				continue
+			}
+			n++
+			if far[i].yes {
+				n++
+			}
+			if far[i].no {
 				n++
 			}
 		}
 		if n > unix.BPF_MAXINSNS {
 			return nil, fmt.Errorf("the profile compiles to %d instructions, more than the kernel takes (%d)", n, unix.BPF_MAXINSNS)
 		}
-		var out []unix.SockFilter
+		out := make([]unix.SockFilter, 0, n)
 		again := false
 		for i, in := range a.code {
 			if in.mark > 0 {
 				continue
 			}
-			here := len(out)
 			if in.code&7 != unix.BPF_JMP {
 				out = append(out, unix.SockFilter{Code: in.code, K: in.k})
 				continue
 			}
-			if in.code == unix.BPF_JMP|unix.BPF_JA {
-				out = append(out, unix.SockFilter{Code: in.code, K: uint32(at[in.yes] - here - 1)})
-				continue
+			f, here := far[i], len(out)
+			next := here + 1 // where the instructions of this jump end
+			if f.yes {
+				next++
 			}
-			distance := func(label, from int) int {
+			if f.no {
+				next++
+			}
+			target := func(label int) int {
 				if label == 0 {
-					return 0
+					return next
 				}
-				return at[label] - from - 1
+				return at[label]
 			}
-			if !far[i] {
-				yes, no := distance(in.yes, here), distance(in.no, here)
-				if yes > 255 || no > 255 {
-					far[i], again = true, true
-				}
-				out = append(out, unix.SockFilter{Code: in.code, Jt: uint8(yes), Jf: uint8(no), K: in.k})
-				continue
+			yes, no := target(in.yes)-here-1, target(in.no)-here-1
+			if yes > 255 && !f.yes || no > 255 && !f.no {
+				far[i], again = reach{f.yes || yes > 255, f.no || no > 255}, true
+				f = reach{} // the numbers of this round don't matter any more
+				yes, no = 0, 0
 			}
-			// if → +0 (jump yes), else → +1 (jump no)
-			yes, no := distance(in.yes, here+1), distance(in.no, here+2)
-			if in.yes == 0 {
-				yes = 1
+			var detours []unix.SockFilter
+			if f.yes {
+				detours = append(detours, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JA, K: uint32(target(in.yes) - here - 2)})
+				yes = 0
 			}
-			out = append(out, unix.SockFilter{Code: in.code, Jt: 0, Jf: 1, K: in.k},
-				unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JA, K: uint32(yes)}, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JA, K: uint32(no)})
+			if f.no {
+				no = len(detours)
+				detours = append(detours, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JA, K: uint32(target(in.no) - here - 2 - no)})
+			}
+			out = append(out, unix.SockFilter{Code: in.code, Jt: uint8(yes), Jf: uint8(no), K: in.k})
+			out = append(out, detours...)
 		}
 		if again {
 			continue
@@ -374,29 +383,69 @@ func (a *assembler) section(info *arch.Info, name specs.Arch, rules map[int][]ru
 	if name == specs.ArchX86_64 {
 		push(span{from: x32Bit, verdict: unix.SECCOMP_RET_ERRNO | verdict(unix.ENOSYS)})
 	}
-	// The kernel lets a tracer set the number to -1 to skip the call, and asks us about it: that is no call at all.
+	// Verdicts are shared by the jumps around them: a return for each piece of the tree, near enough for short jumps.
+	const piece = 100
+	var returns map[verdict]int
+	flush := func() {
+		for _, v := range slices.Sorted(maps.Keys(returns)) {
+			a.mark(returns[v])
+			a.ret(v)
+		}
+		returns = map[verdict]int{}
+	}
+	verdictLabel := func(v verdict) int {
+		if returns[v] == 0 {
+			returns[v] = a.label()
+		}
+		return returns[v]
+	}
 	var tree func(spans []span)
 	tree = func(spans []span) {
-		if len(spans) > 1 {
-			middle := len(spans) / 2
-			upper := a.label()
-			a.jump(unix.BPF_JGE, uint32(spans[middle].from), upper, 0)
-			tree(spans[:middle])
-			a.mark(upper)
-			tree(spans[middle:])
+		if len(spans) == 1 {
+			for _, r := range spans[0].rules {
+				next := a.label()
+				for _, c := range r.conditions {
+					a.condition(c, next)
+				}
+				a.ret(r.verdict)
+				a.mark(next)
+			}
+			a.ret(spans[0].verdict)
 			return
 		}
-		for _, r := range spans[0].rules {
-			next := a.label()
-			for _, c := range r.conditions {
-				a.condition(c, next)
-			}
-			a.ret(r.verdict)
-			a.mark(next)
+		middle := len(spans) / 2
+		lower, upper := spans[:middle], spans[middle:]
+		leaf := func(s []span) bool { return len(s) == 1 && len(s[0].rules) == 0 }
+		lowerLabel, upperLabel := 0, 0 // 0: right behind
+		if leaf(lower) {
+			lowerLabel = verdictLabel(lower[0].verdict)
 		}
-		a.ret(spans[0].verdict)
+		switch {
+		case leaf(upper):
+			upperLabel = verdictLabel(upper[0].verdict)
+		case lowerLabel == 0:
+			upperLabel = a.label()
+		}
+		a.jump(unix.BPF_JGE, uint32(upper[0].from), upperLabel, lowerLabel)
+		if !leaf(lower) {
+			tree(lower)
+			if len(spans) > piece && len(lower) <= piece {
+				flush()
+			}
+		}
+		if !leaf(upper) {
+			if !leaf(lower) {
+				a.mark(upperLabel)
+			}
+			tree(upper)
+			if len(spans) > piece && len(upper) <= piece {
+				flush()
+			}
+		}
 	}
+	flush()
 	tree(spans)
+	flush()
 	a.mark(end)
 }
 
@@ -467,7 +516,7 @@ func newFilterCache(dir string) *filterCache {
 }
 
 // filterVersion is part of the key: raise it when the compiler changes.
-const filterVersion = "1"
+const filterVersion = "3"
 
 func (c *filterCache) compile(s *specs.LinuxSeccomp) (program []byte, flags uint32, onInit bool, err error) {
 	if s == nil {

@@ -58,7 +58,7 @@ func TestTerminal(t *testing.T) {
 	}
 	defer again.Close()
 	s.Close()
-	io.WriteString(again.PTY(), "echo still-$((40+2)); sleep 1000\n")
+	io.WriteString(again.PTY(), "sh -c 'echo still-$((40+2)); exec sleep 1000'\n")
 	readUntil(t, again.PTY(), "still-42")
 	io.WriteString(again.PTY(), "\x03") // interrupts the foreground process: it is a controlling terminal
 	io.WriteString(again.PTY(), "echo back-$((40+2)); exit 7\n")

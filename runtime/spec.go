@@ -2,10 +2,13 @@ package runtime
 
 import (
 	"fmt"
+	"math"
+	"slices"
 	"sync"
 
 	"github.com/moby/profiles/seccomp"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // DefaultCapabilities are what root inside has: docker's list, which is what images are made for. In a user namespace they
@@ -17,8 +20,8 @@ func DefaultCapabilities() []string {
 	}
 }
 
-// DefaultSeccomp resolves moby's profile for a Spec: its capabilities, this kernel, this architecture. Call it again after
-// changing capabilities.
+// DefaultSeccomp resolves moby's profile for a Spec: its capabilities, this kernel, this architecture; and closes what that
+// leaves open (see tighten). Call it again after changing capabilities.
 func DefaultSeccomp(s *specs.Spec) (*specs.LinuxSeccomp, error) {
 	if s.Process == nil || s.Process.Capabilities == nil {
 		s = &specs.Spec{Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{}}}
@@ -27,7 +30,39 @@ func DefaultSeccomp(s *specs.Spec) (*specs.LinuxSeccomp, error) {
 	if err != nil {
 		return nil, fmt.Errorf("seccomp profile: %w", err)
 	}
+	tighten(p)
 	return p, nil
+}
+
+// tighten takes from moby's profile three things that let one tenant reach what is everybody's. Rules that come first win.
+//
+// The family of a socket is an int to the kernel, while a profile compares 64 bits: AF_VSOCK with a bit set above the 32nd
+// is greater than every family it refuses. No program has reason to set one.
+//
+// i386's socketcall(2) keeps the family behind a pointer, where no filter can read it, so it makes no sockets at all; what
+// else it does to them stays. musl falls back to socket(2). The glibc of most distributions and Go for 386 do not: their
+// 32-bit programs have no network. Without AppArmor or SELinux, which look at the family itself, there is no third way.
+//
+// io_setup(2) draws on one number for the whole machine (fs.aio-max-nr), whatever it is raised to. MySQL, MariaDB and nginx
+// take ENOSYS for a kernel without it and go on with threads or plain reads; what insists on it (fio's libaio, ScyllaDB)
+// needs a profile of its own.
+func tighten(p *specs.LinuxSeccomp) {
+	refused := func(name string) bool { return name == "socketcall" || name == "io_setup" }
+	for i, call := range p.Syscalls {
+		if slices.ContainsFunc(call.Names, refused) {
+			p.Syscalls[i].Names = slices.DeleteFunc(slices.Clone(call.Names), refused)
+		}
+	}
+	const makeSocket = 1 // SYS_SOCKET of <linux/net.h>
+	invalid, missing := uint(unix.EINVAL), uint(unix.ENOSYS)
+	p.Syscalls = slices.Insert(p.Syscalls, 0,
+		specs.LinuxSyscall{Names: []string{"socket"}, Action: specs.ActErrno, ErrnoRet: &invalid,
+			Args: []specs.LinuxSeccompArg{{Index: 0, Value: math.MaxUint32, Op: specs.OpGreaterThan}}},
+		specs.LinuxSyscall{Names: []string{"socketcall"}, Action: specs.ActErrno, ErrnoRet: &missing,
+			Args: []specs.LinuxSeccompArg{{Index: 0, Value: makeSocket, Op: specs.OpEqualTo}}},
+		specs.LinuxSyscall{Names: []string{"socketcall"}, Action: specs.ActAllow},
+		specs.LinuxSyscall{Names: []string{"io_setup"}, Action: specs.ActErrno, ErrnoRet: &missing},
+	)
 }
 
 // defaultProfile is DefaultSeccomp for DefaultCapabilities. Specs share its lists, which nobody writes to.
@@ -45,7 +80,8 @@ var defaultProfile = sync.OnceValue(func() *specs.LinuxSeccomp {
 //
 // The caller fills Linux.UIDMappings and GIDMappings (65,536 ids, say), the hostname and the limits. Who removes the network
 // namespace must remove the net.* sysctls, too. The mappings must cover gid 5 (tty), and gids 0 to 65535 for the sysctl that
-// lets everybody ping.
+// lets everybody ping. Of the machine's terminals (kernel.pty.max, 4,096) it takes 256 at the most; of its devices it opens
+// six, /dev/ptmx and terminals: not the system console, which would be the host's where there is no user namespace.
 func DefaultSpec() *specs.Spec {
 	caps := func() []string { return DefaultCapabilities() }
 	profile := *defaultProfile()
@@ -68,7 +104,7 @@ func DefaultSpec() *specs.Spec {
 		Mounts: []specs.Mount{
 			{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "noexec", "strictatime", "mode=755", "size=64k"}},
-			{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "ptmxmode=0666", "mode=0620", "gid=5"}},
+			{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "ptmxmode=0666", "mode=0620", "gid=5", "max=256"}},
 			{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=64m"}},
 			{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
 			{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
@@ -91,7 +127,7 @@ func DefaultSpec() *specs.Spec {
 				{Allow: false, Access: "rwm"},
 				{Allow: true, Type: "c", Access: "m"}, {Allow: true, Type: "b", Access: "m"},
 				allow("c", 1, 3), allow("c", 1, 5), allow("c", 1, 7), allow("c", 1, 8), allow("c", 1, 9),
-				allow("c", 5, 0), allow("c", 5, 1), allow("c", 5, 2), allow("c", 136, -1),
+				allow("c", 5, 0), allow("c", 5, 2), allow("c", 136, -1),
 			}},
 		},
 	}

@@ -114,12 +114,7 @@ func newUserNamespace(uids, gids []specs.LinuxIDMapping) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("user namespace: %w", err)
 	}
-	defer func() {
-		unix.PidfdSendSignal(p.PIDFD, unix.SIGKILL, nil, 0)
-		unix.Wait4(p.PID, nil, 0, nil)
-		unix.Close(p.PIDFD)
-		unix.Close(p.Errors)
-	}()
+	defer p.Abort()
 	proc := fmt.Sprintf("/proc/%d/", p.PID)
 	if err := writeFile(proc+"uid_map", idMap(uids)); err != nil {
 		return nil, fmt.Errorf("uidMappings: %w", err)

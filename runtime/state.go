@@ -32,7 +32,6 @@ type state struct {
 	Cgroup  string    `json:"cgroup"`
 	Main    bool      `json:"main"`
 	Memory  int64     `json:"memoryLimit,omitempty"`
-	PIDNS   bool      `json:"pidNamespace"`
 }
 
 var validID = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)

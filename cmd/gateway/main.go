@@ -13,11 +13,9 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/learnos/learnos/gateway"
+	"github.com/learnos/learnos/internal/buildinfo"
 	"github.com/learnos/learnos/internal/config"
 )
-
-// version is set by the linker.
-var version = "dev"
 
 func main() {
 	if err := run(); err != nil {
@@ -28,10 +26,10 @@ func main() {
 
 func run() error {
 	flags := pflag.NewFlagSet("gateway", pflag.ContinueOnError)
-	path := flags.StringP("config", "c", "", "configuration file (TOML); without one the defaults and LEARNOS_… variables count")
+	path := flags.StringP("config", "c", "", "configuration `FILE` (TOML); without one the defaults and LEARNOS_… variables count (see: learnos config)")
 	show := flags.Bool("version", false, "print the version and end")
 	flags.Usage = func() {
-		fmt.Fprintf(os.Stderr, "Usage: gateway [--config FILE]\n\nServes Learnos' HTTP API, keeps people, images and environments in SQL, and lets nodes dial in.\n\n%s", flags.FlagUsages())
+		fmt.Printf("Serve Learnos' HTTP API, keep people, images and environments in SQL, and let nodes dial in.\n\nUsage: gateway [--config FILE]\n\n%s\nExample: gateway --config /etc/learnos/config.toml\n", flags.FlagUsages())
 	}
 	if err := flags.Parse(os.Args[1:]); errors.Is(err, pflag.ErrHelp) {
 		return nil
@@ -42,7 +40,7 @@ func run() error {
 		return fmt.Errorf("unexpected argument %q; see gateway --help", flags.Arg(0))
 	}
 	if *show {
-		fmt.Println("gateway", version)
+		fmt.Println("gateway", buildinfo.Version())
 		return nil
 	}
 	cfg, err := config.Load(*path)
@@ -56,7 +54,7 @@ func run() error {
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	server, err := gateway.New(ctx, cfg, gateway.Deps{Log: log, Version: version})
+	server, err := gateway.New(ctx, cfg, gateway.Deps{Log: log, Version: buildinfo.Version()})
 	if err != nil {
 		return err
 	}

@@ -13,9 +13,9 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/learnos/learnos/internal/buildinfo"
 	"github.com/learnos/learnos/internal/config"
 	"github.com/learnos/learnos/netbridge"
-	"github.com/learnos/learnos/nodeagent"
 	"github.com/learnos/learnos/runtime"
 )
 
@@ -63,7 +63,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		if err := parse(f, args); err != nil {
 			return err
 		}
-		fmt.Fprintln(stdout, "learnos", nodeagent.Version())
+		fmt.Fprintln(stdout, "learnos", buildinfo.Version())
 		return nil
 	case "config":
 		f.Usage = func() {

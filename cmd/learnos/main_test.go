@@ -147,7 +147,7 @@ func install(t *testing.T) *installation {
 		if in.cmd != nil {
 			in.stop()
 		}
-		n, err := nodeagent.Open(filepath.Join(in.dir, "node"), nodeagent.Options{})
+		n, err := nodeagent.Open(in.dir, nodeagent.Options{})
 		if err == nil {
 			err = n.Destroy(context.Background())
 		}

@@ -20,6 +20,7 @@ import (
 	"gopkg.in/natefinch/lumberjack.v2"
 
 	"github.com/learnos/learnos/gateway"
+	"github.com/learnos/learnos/internal/buildinfo"
 	"github.com/learnos/learnos/internal/config"
 	"github.com/learnos/learnos/internal/embedetcd"
 	"github.com/learnos/learnos/nodeagent"
@@ -143,7 +144,7 @@ func (u *upper) run(ctx context.Context) (err error) {
 	}
 	defer closeLog()
 
-	u.say("Learnos %s", nodeagent.Version())
+	u.say("Learnos %s", buildinfo.Version())
 	u.say("  data   %s", dir)
 	// Addresses first: one that is taken must be known before anything is made.
 	api, err := net.Listen("tcp", u.cfg.Gateway.Addr)
@@ -152,7 +153,7 @@ func (u *upper) run(ctx context.Context) (err error) {
 	}
 	defer api.Close()
 	u.cfg.Web.GatewayURL = "http://" + dialable(api.Addr())
-	front, err := web.Open(u.cfg, nodeagent.Version())
+	front, err := web.Open(u.cfg, buildinfo.Version())
 	if err != nil {
 		return err
 	}
@@ -198,7 +199,7 @@ func (u *upper) run(ctx context.Context) (err error) {
 	password := gateway.AdminPasswordFile(u.cfg)
 	_, statErr := os.Stat(password)
 	first := errors.Is(statErr, os.ErrNotExist)
-	gw, err := gateway.New(ctx, u.cfg, gateway.Deps{Listener: api, Version: nodeagent.Version()})
+	gw, err := gateway.New(ctx, u.cfg, gateway.Deps{Listener: api, Version: buildinfo.Version()})
 	if err != nil {
 		return fmt.Errorf("the gateway cannot start: %w", err)
 	}

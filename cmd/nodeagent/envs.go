@@ -129,7 +129,7 @@ func execCommand() command {
 					return execFailure(err)
 				}
 				kept := context.WithoutCancel(ctx)
-				st, err := converse(kept, a, s, *interactive, sigs, func() { _ = s.Signal(kept, unix.SIGKILL) })
+				st, err := converse(kept, a, e, s, *interactive, sigs, func() { _ = s.Signal(kept, unix.SIGKILL) })
 				if err != nil {
 					return err
 				}
@@ -483,7 +483,7 @@ func gcCommand() command {
 		long: `Environments whose makers were killed, and processes, cgroups, disks, addresses and user ids that nobody owns. Live
 environments are never touched, unless --all gives the machine back: then they end too, and the node's bridge and
 firewall table go. Images stay in any case.`,
-		example: "nodeagent gc\n  nodeagent gc --all",
+		example: "nodeagent gc\nnodeagent gc --all",
 		define: func(f *pflag.FlagSet) func(context.Context, *app, []string) error {
 			asJSON := f.Bool("json", false, "print JSON")
 			all := f.Bool("all", false, "end every environment and take the node's network away")
@@ -495,13 +495,27 @@ firewall table go. Images stay in any case.`,
 				if err != nil {
 					return err
 				}
+				var ended []string
 				if *all {
+					records, err := n.Records()
+					if err != nil {
+						return err
+					}
+					for _, r := range records {
+						ended = append(ended, r.ID)
+					}
 					if err := n.Destroy(ctx); err != nil {
 						return err
 					}
 				}
 				s, err := n.Sweep(ctx)
+				s.Environments = append(ended, s.Environments...)
 				if *asJSON {
+					for _, list := range []*[]string{&s.Environments, &s.Containers, &s.Disks, &s.Addresses, &s.IDRanges, &s.Names} {
+						if *list == nil {
+							*list = []string{}
+						}
+					}
 					return errors.Join(printJSON(a.stdout, s), err)
 				}
 				total := 0

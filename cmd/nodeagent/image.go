@@ -43,7 +43,7 @@ files in /etc that programs look for. debootstrap is a small Debian; it needs de
 				img, err := n.Images().Build(ctx, args[0], rootfs.BuildOptions{Force: *force, Mirror: *mirror, Progress: p.report})
 				p.finish(err == nil)
 				if err != nil {
-					return fmt.Errorf("build %s: %w", args[0], err)
+					return err
 				}
 				fmt.Fprintln(a.stdout, img.Name)
 				return nil
@@ -75,7 +75,7 @@ fetched again.`,
 				})
 				p.finish(err == nil)
 				if err != nil {
-					return fmt.Errorf("pull %s: %w", args[0], err)
+					return err
 				}
 				fmt.Fprintln(a.stdout, img.Name)
 				return nil

@@ -18,6 +18,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/learnos/learnos/internal/buildinfo"
 	"github.com/learnos/learnos/nodeagent"
 )
 
@@ -47,7 +48,9 @@ type app struct {
 }
 
 // node opens the node under --root.
-func (a *app) node() (*nodeagent.Node, error) { return nodeagent.Open(a.root, nodeagent.Options{}) }
+func (a *app) node() (*nodeagent.Node, error) {
+	return nodeagent.Open(a.root, nodeagent.SavedOptions(a.root))
+}
 
 // exitCode is an error that carries an exit status. Its message, if any, is printed.
 type exitCode struct {
@@ -168,6 +171,9 @@ func (a *app) run(ctx context.Context, prefix string, c command, args []string) 
 	err = do(ctx, a, f.Args())
 	var usage *usageError
 	if errors.As(err, &usage) {
+		if strings.Contains(usage.Error(), "(see `") { // it says already where to look
+			return badUsage("%s: %w", c.name, usage.err)
+		}
 		return badUsage("%s: %w (see `%s %s --help`)", c.name, usage.err, prefix, c.name)
 	}
 	return err
@@ -242,7 +248,7 @@ func versionCommand() command {
 }
 
 func printVersion(a *app) error {
-	_, err := fmt.Fprintln(a.stdout, "nodeagent", nodeagent.Version())
+	_, err := fmt.Fprintln(a.stdout, "nodeagent", buildinfo.Version())
 	return err
 }
 

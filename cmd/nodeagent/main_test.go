@@ -131,7 +131,7 @@ func cmdNothingLeft(ts *testscript.TestScript, neg bool, args []string) {
 	for range 50 { // links go with their namespace, which the kernel clears in its own time
 		found = nil
 		look(filepath.Join(root, "envs", "*"))
-		look(filepath.Join(root, "run", "*"))
+		look(filepath.Join("/run/learnos", parent, "[a-z0-9]*"))
 		look(filepath.Join(root, "names", "*"))
 		look(filepath.Join(root, "snapshots", "*"))
 		look("/sys/fs/cgroup/*/" + parent + "/*/cgroup.procs")

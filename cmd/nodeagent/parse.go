@@ -42,6 +42,12 @@ func parseSize(s string) (int64, error) {
 // minMemory is what init itself needs to begin, with a little room.
 const minMemory = 6 << 20
 
+// minPIDs leaves room for init's own threads beside the command; maxPIDs is as many as a kernel can count.
+const (
+	minPIDs = 16
+	maxPIDs = 1 << 22
+)
+
 func parseMemory(s string) (int64, error) {
 	if s == "" {
 		return 0, nil

@@ -102,15 +102,15 @@ func (o *runFlags) createOptions(f *pflag.FlagSet, args []string) (nodeagent.Cre
 	if c.Limits.MemoryBytes, err = parseMemory(o.memory); err != nil {
 		return c, err
 	}
-	if o.cpus < 0 || (f.Changed("cpus") && o.cpus < 0.01) || o.cpus > 4096 || o.cpus != o.cpus {
-		return c, fmt.Errorf("--cpus %v: want at least 0.01", o.cpus)
+	if f.Changed("cpus") && !(o.cpus >= 0.01 && o.cpus <= 4096) { // so put, it catches NaN too
+		return c, fmt.Errorf("--cpus %v: want 0.01 to 4096", o.cpus)
 	}
 	c.Limits.CPUs = o.cpus
 	if c.Limits.Cpuset, err = parseCpuset(o.cpuset); err != nil {
 		return c, err
 	}
-	if o.pids < 0 {
-		return c, fmt.Errorf("--pids %d: want a positive number, or 0 for no limit", o.pids)
+	if o.pids != 0 && (o.pids < minPIDs || o.pids > maxPIDs) {
+		return c, fmt.Errorf("--pids %d: want %d to %d, or 0 for no limit", o.pids, minPIDs, maxPIDs)
 	}
 	c.Limits.PIDs = o.pids
 	for _, kv := range o.env {
@@ -219,7 +219,7 @@ func foreground(ctx context.Context, a *app, n *nodeagent.Node, c nodeagent.Crea
 	var tidy sync.WaitGroup
 	tidy.Go(func() { _, _ = n.Reconcile(kept) })
 
-	st, err := converse(kept, a, env.Command(), stdin, s, func() { _ = env.Kill(kept) })
+	st, err := converse(kept, a, env, env.Command(), stdin, s, func() { _ = env.Kill(kept) })
 	if err != nil {
 		_ = env.Delete(kept)
 		return err
@@ -257,7 +257,7 @@ func (s *signals) stop() { signal.Stop(s.ch) }
 const impatience = 3
 
 // converse carries bytes, sizes and signals between us and a session until it ends. kill ends it by force.
-func converse(ctx context.Context, a *app, s *runtime.Session, stdin bool, sigs *signals, kill func()) (nodeagent.ExitStatus, error) {
+func converse(ctx context.Context, a *app, env *nodeagent.Environment, s *runtime.Session, stdin bool, sigs *signals, kill func()) (nodeagent.ExitStatus, error) {
 	defer s.Close()
 	tty := s.PTY() != nil
 	if tty && stdin && term.IsTerminal(int(a.stdin.Fd())) {
@@ -298,13 +298,13 @@ func converse(ctx context.Context, a *app, s *runtime.Session, stdin bool, sigs 
 		copyTo(a.stdout, s.Stdout())
 		copyTo(a.stderr, s.Stderr())
 	}
-	st, err := s.Wait(ctx)
+	st, err := env.WaitSession(ctx, s)
 	close(exited)
 	out.Wait()
 	if broken.Load() {
 		st.Code = 128 + int(syscall.SIGPIPE)
 	}
-	return nodeagent.ExitStatus{Code: st.Code, OOMKilled: st.OOMKilled, Reason: st.Reason}, err
+	return st, err
 }
 
 // passInput copies our standard input to the session's and then closes that.
@@ -374,7 +374,7 @@ func ensureImage(ctx context.Context, a *app, n *nodeagent.Node, name string, in
 	img, err = n.Images().Ensure(ctx, name, rootfs.PullOptions{Insecure: insecure, Progress: p.report})
 	p.finish(err == nil)
 	if err != nil {
-		return nil, fmt.Errorf("image %q: %w", name, err)
+		return nil, err
 	}
 	return img, nil
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/learnos/learnos/internal/buildinfo"
 	"github.com/learnos/learnos/internal/config"
 	"github.com/learnos/learnos/web"
 )
@@ -36,6 +37,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	file := f.String("config", "", "configuration `FILE`; without it defaults and LEARNOS_… variables count (see: learnos config)")
 	panelAddr := f.String("web-addr", "", "`HOST:PORT` of the panel, over web.webAddr")
 	sshAddr := f.String("ssh-addr", "", "`HOST:PORT` of the SSH door, over web.sshAddr")
+	show := f.Bool("version", false, "print the version")
 	f.Usage = func() {
 		fmt.Fprintf(stdout, "Serve the browser panel and the SSH front door.\n\nUsage: web [--config FILE]\n\n%s\nExample: web --config /etc/learnos/config.toml\n", f.FlagUsages())
 	}
@@ -44,6 +46,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	if f.NArg() > 0 {
 		return fmt.Errorf("%q is not understood; see web --help", f.Arg(0))
+	}
+	if *show {
+		_, err := fmt.Fprintln(stdout, "web", buildinfo.Version())
+		return err
 	}
 	cfg, err := config.Load(*file, func(c *config.Config) {
 		if f.Changed("web-addr") {
@@ -61,7 +67,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return fmt.Errorf("common.logLevel: %w", err)
 	}
 	slog.SetDefault(slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level})))
-	s, err := web.Open(cfg, version())
+	s, err := web.Open(cfg, buildinfo.Version())
 	if err != nil {
 		return err
 	}

@@ -56,8 +56,8 @@ func Check(i *store.Image) error {
 	}
 	for _, err := range []error{
 		text("title", i.Title, 64), text("titleZh", i.TitleZh, 64), text("description", i.Description, 512), text("descriptionZh", i.DescriptionZh, 512),
-		limit("memoryBytes", i.MemoryBytes, 4<<20, 1<<40),
-		limit("pids", i.PIDs, 4, 1<<22),
+		limit("memoryBytes", i.MemoryBytes, 6<<20, 1<<40), // less, and init does not begin
+		limit("pids", i.PIDs, 16, 1<<22),                  // init has threads of its own
 		limit("diskBytes", i.DiskBytes, 0, 100<<40),
 		limit("netQuotaBytes", i.NetQuotaBytes, 0, 100<<40),
 		limit("blkQuotaBytes", i.BlkQuotaBytes, 0, 100<<40),

@@ -75,6 +75,7 @@ func Open(ctx context.Context, driver, dsn string) (*Store, error) {
 	db, err := gorm.Open(dialect, &gorm.Config{
 		TranslateError:         true,
 		SkipDefaultTransaction: true,
+		PrepareStmt:            true, // parsing was a third of a query's time
 		Logger:                 logger.New(log.New(io.Discard, "", 0), logger.Config{LogLevel: logger.Silent}),
 	})
 	if err != nil {

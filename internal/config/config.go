@@ -70,7 +70,7 @@ type Gateway struct {
 // Node is the node agent.
 type Node struct {
 	Name            string `toml:"name"`            // unique among nodes; default the host's name
-	Root            string `toml:"root"`            // default <dataDir>/node
+	Root            string `toml:"root"`            // default <dataDir>
 	Reserve         Size   `toml:"reserve"`         // memory that environments never get
 	MaxEnvironments int    `toml:"maxEnvironments"` // 0: as many as memory allows
 	Bridge          string `toml:"bridge"`          // "": chosen from Root

@@ -82,7 +82,7 @@ func TestValuesAndTheirOrder(t *testing.T) {
 	want.Web.WebAddr, want.Web.SSHAddr, want.Web.Origins = "127.0.0.1:9999", "", []string{"https://a.example", "https://b.example"}
 	want.Gateway.IdleTimeout, want.Gateway.OpenRegistration, want.Gateway.MaxEnvironments = 90*time.Second, false, 9
 	want.Gateway.DSN = "/srv/learnos/learnos.db"
-	want.Node.Reserve, want.Node.Name, want.Node.Root = 2<<30, "n1", "/srv/learnos/node"
+	want.Node.Reserve, want.Node.Name, want.Node.Root = 2<<30, "n1", "/srv/learnos"
 	if !reflect.DeepEqual(c, want) {
 		t.Fatalf("\n%+v\n%+v", c, want)
 	}

@@ -239,7 +239,7 @@ func (c *Config) derive() error {
 		c.Gateway.DSN = filepath.Join(c.Common.DataDir, "learnos.db")
 	}
 	if c.Node.Root == "" {
-		c.Node.Root = filepath.Join(c.Common.DataDir, "node")
+		c.Node.Root = c.Common.DataDir // one directory is all of it, and what `nodeagent` looks at by default
 	}
 	if c.Node.Name == "" {
 		host, err := os.Hostname()

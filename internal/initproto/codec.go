@@ -194,7 +194,6 @@ func (c *coder) plan(p *Plan) {
 	c.string(&p.Domainname)
 	c.bool(&p.CgroupNS)
 	c.bool(&p.UserNS)
-	c.bool(&p.PIDNS)
 	c.bool(&p.OwnDev)
 	c.bool(&p.RootReadonly)
 	number(c, &p.RootPropagation)

@@ -137,7 +137,7 @@ type Mount struct {
 	Source string
 	// Options are "key" or "key=value", for fsconfig(2).
 	Options []string
-	// AttrSet and AttrClear are MOUNT_ATTR_ flags; Recursive applies them below, too.
+	// AttrSet and, for FromPath, AttrClear hold MOUNT_ATTR_ flags; Recursive applies them below, too.
 	AttrSet, AttrClear uint64
 	Recursive          bool
 	// Propagation is MS_PRIVATE, MS_SLAVE, MS_SHARED, MS_UNBINDABLE (perhaps with MS_REC), or 0.
@@ -182,9 +182,9 @@ type Caps struct{ Bounding, Effective, Permitted, Inheritable, Ambient uint64 }
 
 // Plan is everything init does before it starts Main. Descriptor 0 is the root's detached mount.
 type Plan struct {
-	FDs                     uint16
-	Hostname, Domainname    string
-	CgroupNS, UserNS, PIDNS bool
+	FDs                  uint16
+	Hostname, Domainname string
+	CgroupNS, UserNS     bool
 	// OwnDev says that /dev is a file system of our own, to be filled with the usual nodes and links.
 	OwnDev          bool
 	RootReadonly    bool

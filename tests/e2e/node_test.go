@@ -137,7 +137,7 @@ func TestDebianInstallsAndServesSSH(t *testing.T) {
 	port := l.Addr().(*net.TCPAddr).Port
 	l.Close()
 	n.must("run", "-d", "--name", "prison", "--hostname", "prison", "--memory", "512M", "--cpus", "1", "--pids", "200", "-p", fmt.Sprintf("%d:22", port), "debootstrap:bookworm", "sleep", "infinity")
-	n.must("exec", "prison", "sh", "-c", "apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends openssh-server >/dev/null 2>&1 && mkdir -p /run/sshd /root/.ssh")
+	n.must("exec", "prison", "sh", "-c", "apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends openssh-server >/dev/null 2>&1 && mkdir -p /root/.ssh")
 	key := filepath.Join(t.TempDir(), "id")
 	if out, err := exec.Command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key).CombinedOutput(); err != nil {
 		t.Fatalf("ssh-keygen: %v %s", err, out)
@@ -146,7 +146,7 @@ func TestDebianInstallsAndServesSSH(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.must("exec", "prison", "sh", "-c", fmt.Sprintf("chmod 700 /root/.ssh && echo '%s' > /root/.ssh/authorized_keys && chmod 600 /root/.ssh/authorized_keys && /usr/sbin/sshd", strings.TrimSpace(string(pub))))
+	n.must("exec", "prison", "sh", "-c", fmt.Sprintf("chmod 700 /root/.ssh && echo '%s' > /root/.ssh/authorized_keys && chmod 600 /root/.ssh/authorized_keys && service ssh start", strings.TrimSpace(string(pub))))
 	ssh := exec.CommandContext(n.ctx, "ssh", "-p", fmt.Sprint(port), "-i", key, "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
 		"-o", "LogLevel=ERROR", "-o", "BatchMode=yes", "root@127.0.0.1", "hostname; id -u; cat /proc/1/comm")
 	said, err := ssh.CombinedOutput()
@@ -162,13 +162,32 @@ func TestDebianInstallsAndServesSSH(t *testing.T) {
 func TestForkBomb(t *testing.T) {
 	n := alone(t)
 	n.must("image", "build", "busybox")
-	n.must("run", "-d", "--name", "bomb", "--pids", "64", "--cpus", "0.5", "busybox", "sh", "-c", "f() { f | f & }; f; sleep 1000")
-	for range 5 {
+	n.must("run", "-d", "--name", "bomb", "--pids", "64", "--cpus", "0.5", "busybox", "sleep", "1000")
+	bomb := exec.CommandContext(n.ctx, filepath.Join(bin, "nodeagent"), "--root", n.root, "exec", "bomb", "sh", "-c", "f() { sleep 100 & f | f & }; f; while true; do sleep 100 & done")
+	var said strings.Builder
+	bomb.Stdout, bomb.Stderr = &said, &said
+	if err := bomb.Start(); err != nil {
+		t.Fatal(err)
+	}
+	most := 0
+	for range 10 {
 		time.Sleep(200 * time.Millisecond)
 		if out, err := exec.Command("true").CombinedOutput(); err != nil {
 			t.Fatalf("the host can't start a process any more: %v %s", err, out)
 		}
+		var stats []struct{ PIDs int }
+		if out := n.must("stats", "--json", "bomb"); json.Unmarshal([]byte(out), &stats) != nil || len(stats) != 1 {
+			t.Fatalf("stats said %s", out)
+		}
+		most = max(most, stats[0].PIDs)
+	}
+	if most > 64 {
+		t.Errorf("the bomb had up to %d processes, want at most its ration of 64", most)
 	}
 	n.must("kill", "bomb")
+	_ = bomb.Wait() // killed, whatever status that is
+	if !strings.Contains(said.String(), "can't fork") {
+		t.Errorf("the bomb never met its ration; it said %.500q", said.String())
+	}
 	n.must("rm", "bomb")
 }

@@ -156,12 +156,16 @@ func (c *Client) WaitState(ctx context.Context, id, state string) (*Environment,
 		if err := ws.ReadJSON(&m); err != nil {
 			return nil, fmt.Errorf("wait for %s to be %s (last %s): %w", id, state, last, errors.Join(ctx.Err(), err))
 		}
-		if m.Type != "environment" {
-			continue
-		}
 		env := new(Environment)
-		if err := json.Unmarshal(m.Environment, env); err != nil {
-			return nil, err
+		switch m.Type {
+		case "hello": // what ended before we listened is not told again
+			if env, err = c.Environment(ctx, id); err != nil {
+				return nil, err
+			}
+		case "environment":
+			if err := json.Unmarshal(m.Environment, env); err != nil {
+				return nil, err
+			}
 		}
 		if env.ID != id {
 			continue
@@ -170,7 +174,7 @@ func (c *Client) WaitState(ctx context.Context, id, state string) (*Environment,
 		switch {
 		case env.State == state:
 			return env, nil
-		case env.State == "failed" || env.State == "deleted" || env.State == "overstep":
+		case env.State == "failed" && state != "deleted" || env.State == "deleted" || env.State == "overstep":
 			return env, fmt.Errorf("environment %s ended as %s: %s", id, env.State, env.Reason)
 		}
 	}

@@ -60,7 +60,7 @@ func Start(ctx context.Context, dir string, opts Options) (*Platform, error) {
 	at := func(i int) string { return fmt.Sprintf("127.0.0.1:%d", ports[i]) }
 	p := &Platform{
 		Dir: dir, WebURL: "http://" + at(0), SSHAddr: at(1),
-		Config: filepath.Join(dir, "config.toml"), Root: filepath.Join(dir, "node"),
+		Config: filepath.Join(dir, "config.toml"), Root: dir,
 		opts: opts, procs: map[string]*proc{},
 	}
 	config := fmt.Sprintf(`[common]
@@ -78,8 +78,7 @@ loginPerMinute = 1000
 registerPerHour = 1000
 [node]
 name = "node-1"
-root = %q
-`, dir, at(4), at(0), at(1), at(2), at(2), at(3), p.Root)
+`, dir, at(4), at(0), at(1), at(2), at(2), at(3))
 	if err := os.WriteFile(p.Config, []byte(config), 0o600); err != nil {
 		return nil, err
 	}

@@ -170,7 +170,13 @@ func makeRoot(job *Job) error {
 		}
 	}
 	if job.Dir != "" && strings.HasPrefix(job.Dir, "/tmp/") {
-		if err := bind(job.Dir, job.Dir); err != nil {
+		// Writable like everything else, so with memory of its own over it.
+		for _, d := range []string{"/memory/dir-upper", "/memory/dir-work", "/new" + job.Dir} {
+			if err := os.MkdirAll(d, 0o755); err != nil {
+				return err
+			}
+		}
+		if err := mount("overlay", "/new"+job.Dir, "overlay", 0, "lowerdir=/host"+job.Dir+",upperdir=/memory/dir-upper,workdir=/memory/dir-work"); err != nil {
 			return err
 		}
 	}

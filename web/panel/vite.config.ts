@@ -24,6 +24,7 @@ export default defineConfig(async ({ command, isPreview }) => {
       emptyOutDir: true, // public/.gitkeep is copied back in
       assetsInlineLimit: 0, // no data: URLs, so the page can live under a strict CSP
       sourcemap: false,
+      chunkSizeWarningLimit: 600, // xterm and its addons are one lazy chunk of 523 kB
     },
     test: { include: ['test/**/*.test.ts'], environment: 'node' },
   };

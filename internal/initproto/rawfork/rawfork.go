@@ -5,6 +5,10 @@
 // growing stack, no scheduler. So it does not run any: it walks the list. What a step needs (paths, buffers, descriptors)
 // is made by the parent, and an error comes back as the number of the step and its errno.
 //
+// The child shares the parent's memory until its exec, on a small stack of its own, and the parent goes on meanwhile. So
+// starting a process costs the same however big the parent is, no page is copied, and nobody waits for a slow exec. (It also
+// means that a step that changes the user ids makes the kernel mark the shared memory as not to be dumped: PR_SET_DUMPABLE.)
+//
 // It does not wait for the process, and it does not resolve anything: numbers in, numbers out.
 package rawfork
 
@@ -112,8 +116,20 @@ type Process struct {
 	// Errors becomes readable when the exec has succeeded or a step has failed: Wait then returns at once.
 	Errors int
 
-	pidfd int32 // where the kernel puts it
-	names []string
+	program *Program
+	child   *child
+	stack   []byte
+}
+
+// child is what the child works on. It is kept by Process until the child has left our memory.
+type child struct {
+	steps  []Step
+	errors int
+	pidfd  int32
+	cwd    *[unix.PathMax]byte
+	clone  cloneArgs
+	action [4]uint64 // struct sigaction: SIG_DFL
+	report report
 }
 
 // Error is a failed step.
@@ -131,61 +147,73 @@ type report struct {
 	n    int32
 }
 
+// stackSize is ample for run, whose frames the linker holds to less than a kilobyte.
+const stackSize = 16 << 10
+
 // Start forks. flags are clone(2) namespace flags; cgroup, if not negative, is a cgroup2 directory to be born into
 // (clone3(2); without one the older clone(2) is called, which seccomp profiles let through).
-// The caller must call Wait.
+// The caller must call Wait or Abort.
 func Start(p *Program, flags uintptr, cgroup int) (*Process, error) {
 	var pipe [2]int
 	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
 		return nil, err
 	}
-	proc := &Process{Errors: pipe[0], names: p.names}
-	args := &cloneArgs{
-		flags:      uint64(flags) | unix.CLONE_PIDFD,
-		pidfd:      uint64(uintptr(unsafe.Pointer(&proc.pidfd))),
-		exitSignal: uint64(unix.SIGCHLD),
+	stack, err := unix.Mmap(-1, 0, stackSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		unix.Close(pipe[0])
+		unix.Close(pipe[1])
+		return nil, err
 	}
-	call := uintptr(unix.SYS_CLONE)
+	c := &child{steps: p.steps, errors: pipe[1], cwd: &p.cwd}
+	proc := &Process{Errors: pipe[0], program: p, child: c, stack: stack}
+	flags |= unix.CLONE_VM | unix.CLONE_PIDFD
+	const room = 256 // above the child's first frame
+	top := uintptr(unsafe.Pointer(&stack[0])) + stackSize - room
+	trap, a1, a2, a3 := uintptr(unix.SYS_CLONE), flags|uintptr(unix.SIGCHLD), top, uintptr(unsafe.Pointer(&c.pidfd))
 	if cgroup >= 0 {
-		call = unix.SYS_CLONE3
-		args.flags |= unix.CLONE_INTO_CGROUP
-		args.cgroup = uint64(cgroup)
+		c.clone = cloneArgs{
+			flags:      uint64(flags) | unix.CLONE_INTO_CGROUP,
+			pidfd:      uint64(uintptr(unsafe.Pointer(&c.pidfd))),
+			exitSignal: uint64(unix.SIGCHLD),
+			stack:      uint64(uintptr(unsafe.Pointer(&stack[0]))),
+			stackSize:  stackSize - room,
+			cgroup:     uint64(cgroup),
+		}
+		trap, a1, a2, a3 = unix.SYS_CLONE3, uintptr(unsafe.Pointer(&c.clone)), unsafe.Sizeof(c.clone), 0
 	}
 	syscall.ForkLock.Lock()
-	pid, errno := forkAndRun(call, args, p.steps, pipe[1], &p.cwd)
+	pid, errno := fork(trap, a1, a2, a3, c)
 	syscall.ForkLock.Unlock()
-	runtime.KeepAlive(p)
 	unix.Close(pipe[1])
 	if errno != 0 {
 		unix.Close(pipe[0])
-		return nil, &Error{"clone", errno}
+		unix.Munmap(stack)
+		return nil, &Error{"clone", syscall.Errno(errno)}
 	}
-	proc.PID, proc.PIDFD = int(pid), int(proc.pidfd)
+	proc.PID, proc.PIDFD = int(pid), int(c.pidfd)
 	return proc, nil
 }
 
-// Forked returns the process that the Fork step made, which is the one PID and PIDFD speak of from here on; the one in
-// between is reaped. It must be called, before Wait, exactly when the program has a Fork step.
+// Forked makes PID and PIDFD speak of the process that the Fork step made, which is our child; the one in between is reaped.
+// It must be called, before Wait, exactly when the program has a Fork step; when it fails nothing is left, and neither Wait
+// nor Abort may be called.
 func (p *Process) Forked() error {
 	r, ok := p.read()
 	if !ok {
-		r = report{int32(len(p.names)), int32(unix.ESRCH)}
+		r = report{0, int32(unix.ESRCH)} // it was killed
 	}
-	var status unix.WaitStatus
-	for {
-		if _, err := unix.Wait4(p.PID, &status, 0, nil); err != unix.EINTR {
-			break
-		}
-	}
+	reap(p.PID)
 	unix.Close(p.PIDFD)
-	p.PIDFD = -1
 	if r.step >= 0 {
-		unix.Close(p.Errors)
+		p.release()
 		return p.failure(r)
 	}
 	// It is our child (CLONE_PARENT), so its number is not given to another before we reap it.
 	fd, err := unix.PidfdOpen(int(r.n), 0)
 	if err != nil {
+		unix.Kill(int(r.n), unix.SIGKILL)
+		p.release()
+		reap(int(r.n))
 		return err
 	}
 	p.PID, p.PIDFD = int(r.n), fd
@@ -196,21 +224,53 @@ func (p *Process) Forked() error {
 // exited and is left to be reaped by the caller, like any other.
 func (p *Process) Wait() error {
 	r, failed := p.read()
-	unix.Close(p.Errors)
+	p.release()
 	if !failed {
 		return nil
 	}
 	return p.failure(r)
 }
 
+// Abort kills and reaps the process, wherever it is, and closes its descriptors.
+func (p *Process) Abort() {
+	unix.PidfdSendSignal(p.PIDFD, unix.SIGKILL, nil, 0)
+	p.release()
+	reap(p.PID)
+	unix.Close(p.PIDFD)
+}
+
+func reap(pid int) {
+	for {
+		if _, err := unix.Wait4(pid, nil, 0, nil); err != unix.EINTR {
+			return
+		}
+	}
+}
+
+// release waits until the child has left our memory, by exec or exit, which is when the kernel closes its end of the pipe,
+// and then takes its stack away.
+func (p *Process) release() {
+	for {
+		if _, again := p.read(); !again {
+			break
+		}
+	}
+	unix.Close(p.Errors)
+	unix.Munmap(p.stack)
+	runtime.KeepAlive(p.child)
+	runtime.KeepAlive(p.program)
+	p.child, p.stack = nil, nil
+}
+
 func (p *Process) failure(r report) error {
 	name := "a step before exec"
-	if int(r.step) < len(p.names) {
-		name = p.names[r.step]
+	if int(r.step) < len(p.program.names) {
+		name = p.program.names[r.step]
 	}
 	return &Error{name, syscall.Errno(r.n)}
 }
 
+// read returns the next report; false at the end.
 func (p *Process) read() (report, bool) {
 	var b [8]byte
 	for {
@@ -231,34 +291,41 @@ func runtimeBeforeFork()
 //go:linkname runtimeAfterFork syscall.runtime_AfterFork
 func runtimeAfterFork()
 
-//go:linkname runtimeAfterForkInChild syscall.runtime_AfterForkInChild
-func runtimeAfterForkInChild()
+// cloneVM makes the system call trap, a clone(2) or clone3(2) with CLONE_VM and a stack; the child calls the
+// function at address run with c.
+//
+//go:noescape
+func cloneVM(trap, a1, a2, a3, run uintptr, c *child) (pid, errno uintptr)
 
-// forkAndRun returns in the parent only. In the child everything below the clone must neither allocate nor grow the
-// stack: the runtime throws if it does.
+// fork keeps signals blocked around the clone, so that the child begins with all of them blocked.
 //
 //go:norace
 //go:noinline
-//go:nocheckptr
-func forkAndRun(call uintptr, args *cloneArgs, steps []Step, errors int, cwd *[unix.PathMax]byte) (pid uintptr, errno syscall.Errno) {
-	var (
-		r       report
-		res     uintptr
-		missing syscall.Errno
-	)
+func fork(trap, a1, a2, a3 uintptr, c *child) (pid, errno uintptr) {
+	f := run
+	entry := **(**uintptr)(unsafe.Pointer(&f)) // a func value points to its code's address
 	runtimeBeforeFork()
-	if call == unix.SYS_CLONE3 {
-		pid, _, errno = syscall.RawSyscall(call, uintptr(unsafe.Pointer(args)), unsafe.Sizeof(*args), 0)
-	} else {
-		pid, _, errno = syscall.RawSyscall6(call, uintptr(args.flags|args.exitSignal), 0, uintptr(args.pidfd), 0, 0, 0)
+	pid, errno = cloneVM(trap, a1, a2, a3, entry, c)
+	runtimeAfterFork()
+	return pid, errno
+}
+
+// run is the child. It runs beside its parent, in its memory, on a stack that Go knows nothing of: it must not allocate, not
+// grow the stack, not write a pointer, and not return.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func run(c *child) {
+	// The handlers are copies of our parent's; none may run here once signals are let through.
+	for sig := uintptr(1); sig <= 64; sig++ {
+		syscall.RawSyscall6(unix.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&c.action)), 0, 8, 0, 0)
 	}
-	if errno != 0 || pid != 0 {
-		runtimeAfterFork()
-		return pid, errno
-	}
-	runtimeAfterForkInChild()
-	for i := range steps {
-		s := &steps[i]
+	var errno, missing syscall.Errno
+	i := 0
+	for ; i < len(c.steps); i++ {
+		s := &c.steps[i]
+		var res uintptr
 		for {
 			res, _, errno = syscall.RawSyscall6(s.Trap, s.Args[0], s.Args[1], s.Args[2], s.Args[3], s.Args[4], s.Args[5])
 			if errno != unix.EINTR || s.Op == Exec {
@@ -290,30 +357,31 @@ func forkAndRun(call uintptr, args *cloneArgs, steps []Step, errors int, cwd *[u
 				errno = unix.ECANCELED
 			}
 		case inside:
-			if errno == 0 && cwd[0] != '/' {
+			if errno == 0 && c.cwd[0] != '/' {
 				errno = unix.EXDEV
 			}
 		case Fork:
 			if errno == 0 && res != 0 {
-				r.step, r.n = -1, int32(res)
-				syscall.RawSyscall(unix.SYS_WRITE, uintptr(errors), uintptr(unsafe.Pointer(&r)), 8)
+				c.report.step, c.report.n = -1, int32(res)
+				syscall.RawSyscall(unix.SYS_WRITE, uintptr(c.errors), uintptr(unsafe.Pointer(&c.report)), 8)
 				for {
 					syscall.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
 				}
 			}
 		}
 		if errno != 0 {
-			r.step, r.n = int32(i), int32(errno)
 			break
 		}
 	}
 	if errno == 0 { // every Exec was tried in vain, or there was none
-		if missing == 0 {
-			missing = unix.ENOEXEC
+		i = len(c.steps) - 1
+		errno = missing
+		if errno == 0 {
+			errno = unix.ENOEXEC
 		}
-		r.step, r.n = int32(len(steps)-1), int32(missing)
 	}
-	syscall.RawSyscall(unix.SYS_WRITE, uintptr(errors), uintptr(unsafe.Pointer(&r)), 8)
+	c.report.step, c.report.n = int32(i), int32(errno)
+	syscall.RawSyscall(unix.SYS_WRITE, uintptr(c.errors), uintptr(unsafe.Pointer(&c.report)), 8)
 	for {
 		syscall.RawSyscall(unix.SYS_EXIT_GROUP, 127, 0, 0)
 	}
