@@ -22,11 +22,17 @@ import (
 // MainSession is the id of the session that CreateOptions.Main becomes.
 const MainSession = "main"
 
-// namespaceKinds are the namespaces we make or join (namespaces(7)).
-var namespaceKinds = map[specs.LinuxNamespaceType]struct {
+// namespaceKind is clone(2)'s flag for a kind of namespace and its name below /proc/PID/ns.
+type namespaceKind struct {
 	flag uintptr
 	file string
-}{
+}
+
+// timeNamespace is the kind that environments have no use for.
+var timeNamespace = namespaceKind{unix.CLONE_NEWTIME, "time"}
+
+// namespaceKinds are the namespaces we make or join (namespaces(7)).
+var namespaceKinds = map[specs.LinuxNamespaceType]namespaceKind{
 	specs.UserNamespace:    {unix.CLONE_NEWUSER, "user"},
 	specs.PIDNamespace:     {unix.CLONE_NEWPID, "pid"},
 	specs.MountNamespace:   {unix.CLONE_NEWNS, "mnt"},
@@ -34,7 +40,6 @@ var namespaceKinds = map[specs.LinuxNamespaceType]struct {
 	specs.IPCNamespace:     {unix.CLONE_NEWIPC, "ipc"},
 	specs.NetworkNamespace: {unix.CLONE_NEWNET, "net"},
 	specs.CgroupNamespace:  {unix.CLONE_NEWCGROUP, "cgroup"},
-	specs.TimeNamespace:    {unix.CLONE_NEWTIME, "time"},
 }
 
 // namespaces is what a Spec says about them.
@@ -57,6 +62,9 @@ func parseNamespaces(linux *specs.Linux) (*namespaces, error) {
 	var user []join
 	for _, ns := range linux.Namespaces {
 		kind, ok := namespaceKinds[ns.Type]
+		if ns.Type == specs.TimeNamespace {
+			kind, ok = timeNamespace, true
+		}
 		if !ok {
 			return nil, fmt.Errorf("namespace %q is not supported", ns.Type)
 		}
@@ -195,7 +203,7 @@ func (r *Runtime) checkSpec(o *CreateOptions) (*namespaces, *plan, error) {
 		return nil, nil, err
 	}
 	if !ns.makes(unix.CLONE_NEWNS) {
-		return nil, nil, errors.New("a mount namespace of the container's own is required: without one the host's mounts would be changed")
+		return nil, nil, errors.New("a mount namespace is required: without one the host's own mounts would be changed")
 	}
 	// The rest is checked where it is translated; doing that now means that Start has nothing left to refuse.
 	plan, err := buildPlan(o, ns, r.hierarchies)

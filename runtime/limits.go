@@ -157,8 +157,9 @@ func (l *limits) memory(m *specs.LinuxMemory, wholeOOM bool) {
 		v := strconv.FormatInt(*m.Reservation, 10)
 		l.set("memory reservation", "memory", "memory.soft_limit_in_bytes", "memory.low", v, v)
 	}
-	if m.Kernel != nil {
-		l.set("kernel memory limit", "memory", "memory.kmem.limit_in_bytes", "", strconv.FormatInt(*m.Kernel, 10), "")
+	//lint:ignore SA1019 deprecated, but what is asked for is set or refused
+	if kernel := m.Kernel; kernel != nil {
+		l.set("kernel memory limit", "memory", "memory.kmem.limit_in_bytes", "", strconv.FormatInt(*kernel, 10), "")
 	}
 	if m.KernelTCP != nil {
 		l.set("kernel TCP memory limit", "memory", "memory.kmem.tcp.limit_in_bytes", "", strconv.FormatInt(*m.KernelTCP, 10), "")

@@ -814,13 +814,16 @@ func (m *OCI) Exec(o OCIExec) (p *OCIProcess, err error) {
 // namespacesOf lists a process's namespaces as far as they are not our own.
 func namespacesOf(pid int) (*namespaces, error) {
 	n := &namespaces{}
+	kinds := []namespaceKind{timeNamespace}
 	for _, kind := range []specs.LinuxNamespaceType{specs.IPCNamespace, specs.UTSNamespace, specs.NetworkNamespace, specs.PIDNamespace,
-		specs.CgroupNamespace, specs.TimeNamespace, specs.MountNamespace, specs.UserNamespace} {
-		k := namespaceKinds[kind]
+		specs.CgroupNamespace, specs.MountNamespace, specs.UserNamespace} {
+		kinds = append(kinds, namespaceKinds[kind])
+	}
+	for _, k := range kinds {
 		path := "/proc/" + strconv.Itoa(pid) + "/ns/" + k.file
 		var theirs, ours unix.Stat_t
 		if err := unix.Stat(path, &theirs); err != nil {
-			if err == unix.ENOENT && kind == specs.TimeNamespace {
+			if err == unix.ENOENT && k == timeNamespace {
 				continue // a kernel without them
 			}
 			return nil, &os.PathError{Op: "stat", Path: path, Err: err}

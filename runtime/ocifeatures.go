@@ -19,7 +19,7 @@ func OCIFeatures() *features.Features {
 	options = append(options, "bind", "rbind", "idmap", "ridmap", "defaults")
 	slices.Sort(options)
 	text := func(list ...string) []string { slices.Sort(list); return list }
-	kinds := []string{}
+	kinds := []string{string(specs.TimeNamespace)}
 	for k := range namespaceKinds {
 		kinds = append(kinds, string(k))
 	}

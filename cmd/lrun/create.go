@@ -100,7 +100,8 @@ func complete(s *specs.Spec, bundle string) error {
 		}
 	}
 	if h := s.Hooks; h != nil {
-		for _, list := range [][]specs.Hook{h.Prestart, h.CreateRuntime, h.CreateContainer, h.StartContainer, h.Poststart, h.Poststop} { //nolint:staticcheck // prestart is deprecated, not gone
+		//lint:ignore SA1019 prestart is deprecated, not gone
+		for _, list := range [][]specs.Hook{h.Prestart, h.CreateRuntime, h.CreateContainer, h.StartContainer, h.Poststart, h.Poststop} {
 			for _, x := range list {
 				if !filepath.IsAbs(x.Path) {
 					return fmt.Errorf("hook path %q is not absolute", x.Path)
@@ -244,7 +245,8 @@ func (a *app) make(id string, b *birth, listen bool) (_ *made, err error) {
 	if h := spec.Hooks; h != nil {
 		// The first kind is as old as a create that was already over when it ran, and is told so still.
 		pid := strconv.Itoa(r.PID)
-		if err := runHooks(h.Prestart, r.state("created", pid), bundle); err != nil { //nolint:staticcheck // see above
+		//lint:ignore SA1019 prestart is deprecated, not gone
+		if err := runHooks(h.Prestart, r.state("created", pid), bundle); err != nil {
 			return nil, err
 		}
 		if err := runHooks(h.CreateRuntime, r.state("creating", pid), bundle); err != nil {
