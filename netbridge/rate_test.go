@@ -53,7 +53,7 @@ func TestRateLimits(t *testing.T) {
 						break
 					}
 				}
-				if got > 1.05*float64(d.rate) || got < 0.9*float64(d.rate) {
+				if got > 1.1*float64(d.rate) || got < 0.9*float64(d.rate) {
 					t.Errorf("%s: %.2f Mbit/s, want %.0f less headers, within 10 %%", d.name, got/1e6, float64(d.rate)/1e6)
 				}
 			}
