@@ -42,6 +42,9 @@ type server struct {
 
 func main() {
 	fds := inherited()
+	if _, becoming := syscall.Getenv("INIT_PROCESS"); becoming {
+		prepareProcess(fds)
+	}
 	if len(fds) != 2 && len(fds) != 4 {
 		exit(125) // not started by package runtime
 	}

@@ -131,6 +131,12 @@ func (s *server) mount(root int, m *initproto.Mount, fds []int) *fault {
 			return invalid(what + ": there is no such descriptor")
 		}
 		source = fds[m.FD]
+	} else if m.FD == initproto.FromPath {
+		fd, err := bindSource(m)
+		if err != nil {
+			return failed(what+": "+m.Source, err)
+		}
+		source = fd
 	} else {
 		fd, f := newFS(m, what)
 		if f != nil {
@@ -146,16 +152,13 @@ func (s *server) mount(root int, m *initproto.Mount, fds []int) *fault {
 		return f
 	}
 	defer unix.Close(target)
+	// A tree that stays detached takes this only before, a mount from another namespace only afterwards.
+	shared := propagate(source, m.Propagation) == nil
 	if err := moveMount(source, target, ""); err != nil {
 		return failed(what, err)
 	}
-	if m.Propagation != 0 {
-		flags := uint(unix.AT_EMPTY_PATH)
-		if m.Propagation&unix.MS_REC != 0 {
-			flags |= unix.AT_RECURSIVE
-		}
-		attr := &unix.MountAttr{Propagation: m.Propagation &^ unix.MS_REC}
-		if err := unix.MountSetattr(source, "", flags, attr); err != nil {
+	if !shared {
+		if err := propagate(source, m.Propagation); err != nil {
 			return failed(what+": propagation", err)
 		}
 	}
@@ -169,6 +172,38 @@ func (s *server) mount(root int, m *initproto.Mount, fds []int) *fault {
 	return nil
 }
 
+// propagate says what a mount shares with others (MS_PRIVATE and so on, 0 for no change).
+func propagate(fd int, propagation uint64) error {
+	if propagation == 0 {
+		return nil
+	}
+	flags := uint(unix.AT_EMPTY_PATH)
+	if propagation&unix.MS_REC != 0 {
+		flags |= unix.AT_RECURSIVE
+	}
+	return unix.MountSetattr(fd, "", flags, &unix.MountAttr{Propagation: propagation &^ unix.MS_REC})
+}
+
+// bindSource makes the detached mount of a host's path.
+func bindSource(m *initproto.Mount) (int, error) {
+	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
+	if len(m.Options) > 0 {
+		flags |= unix.AT_RECURSIVE
+	}
+	fd, err := unix.OpenTree(unix.AT_FDCWD, m.Source, flags)
+	if err != nil {
+		return -1, err
+	}
+	if m.AttrSet|m.AttrClear != 0 {
+		attr := &unix.MountAttr{Attr_set: m.AttrSet, Attr_clr: m.AttrClear}
+		if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, attr); err != nil {
+			unix.Close(fd)
+			return -1, err
+		}
+	}
+	return fd, nil
+}
+
 // remount changes the attributes of an earlier mount, once what lies below it has been put there.
 func (s *server) remount(root int, m *initproto.Mount, what string) *fault {
 	fd, err := openInside(root, m.Dest, unix.O_PATH, unix.RESOLVE_NO_SYMLINKS)
@@ -176,7 +211,19 @@ func (s *server) remount(root int, m *initproto.Mount, what string) *fault {
 		return failed(what, err)
 	}
 	defer unix.Close(fd)
-	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: m.AttrSet}); err != nil {
+	attr := &unix.MountAttr{Attr_set: m.AttrSet}
+	err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, attr)
+	if err == unix.EINVAL {
+		// In a detached tree only the root can be changed: put a changed copy over it.
+		tree, err2 := unix.OpenTree(fd, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH|unix.AT_RECURSIVE)
+		if err2 == nil {
+			defer unix.Close(tree)
+			if err = unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, attr); err == nil {
+				err = moveMount(tree, fd, "")
+			}
+		}
+	}
+	if err != nil {
 		return failed(what, err)
 	}
 	return nil
@@ -293,7 +340,10 @@ func (s *server) devices(root int, p *initproto.Plan) *fault {
 func (s *server) device(root int, d *initproto.Device, userNS bool) *fault {
 	what := "device " + d.Path
 	number := unix.Mkdev(d.Major, d.Minor)
-	if !userNS {
+	if d.Mode&unix.S_IFMT == unix.S_IFIFO {
+		number = 0
+	}
+	if !userNS || d.Mode&unix.S_IFMT == unix.S_IFIFO {
 		dir, name := parent(d.Path)
 		above, err := makeDirectory(root, dir)
 		if err != nil {
@@ -547,6 +597,11 @@ func (s *server) pivot(root int, p *initproto.Plan) *fault {
 	if unix.Fstat(root, &ours) != nil || unix.Stat("/", &now) != nil || ours.Dev != now.Dev || ours.Ino != now.Ino {
 		return invalid("the root is not the one that was prepared")
 	}
+	return rootAttributes(root, p)
+}
+
+// rootAttributes makes the root read-only and what it is to share with other mounts, if so asked.
+func rootAttributes(root int, p *initproto.Plan) *fault {
 	attr := &unix.MountAttr{Propagation: p.RootPropagation &^ unix.MS_REC}
 	flags := uint(unix.AT_EMPTY_PATH)
 	if p.RootReadonly {

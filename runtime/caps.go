@@ -61,6 +61,40 @@ func parseCaps(c *specs.LinuxCapabilities) (out initproto.Caps, err error) {
 	return out, nil
 }
 
+// grantableCaps is parseCaps as the OCI specification has it: what can't be granted (unknown here, not ours to give, or not
+// allowed by another of the sets) is warned of and left out.
+func grantableCaps(c *specs.LinuxCapabilities, userNS bool) (out initproto.Caps, warnings []string) {
+	if c == nil {
+		return out, nil
+	}
+	ours := ^uint64(0)
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if !userNS && unix.Capget(&header, &data[0]) == nil { // a new user namespace has them all
+		ours = uint64(data[0].Permitted) | uint64(data[1].Permitted)<<32
+	}
+	sets := func(name string, names []string, within uint64, why string) (bits uint64) {
+		for _, capability := range names {
+			n, ok := capNumbers[capability]
+			switch {
+			case !ok:
+				warnings = append(warnings, fmt.Sprintf("capability %q is unknown", capability))
+			case within&(1<<n) == 0:
+				warnings = append(warnings, fmt.Sprintf("%s capability %s can't be granted: %s", name, capability, why))
+			default:
+				bits |= 1 << n
+			}
+		}
+		return bits
+	}
+	out.Bounding = sets("bounding", c.Bounding, ours, "lrun has not got it itself")
+	out.Permitted = sets("permitted", c.Permitted, ours, "lrun has not got it itself")
+	out.Effective = sets("effective", c.Effective, out.Permitted, "it is not permitted")
+	out.Inheritable = sets("inheritable", c.Inheritable, out.Bounding, "it is not in the bounding set")
+	out.Ambient = sets("ambient", c.Ambient, out.Permitted&out.Inheritable, "it is not both permitted and inheritable")
+	return out, warnings
+}
+
 func firstCap(bits uint64) string {
 	for i, name := range capNames {
 		if bits&(1<<i) != 0 {

@@ -38,8 +38,9 @@ type hierarchies struct {
 	unified *hierarchy
 }
 
-// v1Controllers are those we use where they are on v1. The rest (net_cls, perf_event, …) limit nothing that is asked for.
-var v1Controllers = []string{"memory", "cpu", "cpuacct", "pids", "freezer", "devices", "blkio", "cpuset", "hugetlb", "rdma"}
+// v1Controllers are those we use where they are on v1. The rest (perf_event, …) limit nothing that is asked for.
+var v1Controllers = []string{"memory", "cpu", "cpuacct", "pids", "freezer", "devices", "blkio", "cpuset", "hugetlb", "rdma",
+	"net_cls", "net_prio"}
 
 // findHierarchies reads the mount table (proc_pid_mountinfo(5)).
 func findHierarchies() (*hierarchies, error) {
@@ -103,14 +104,19 @@ func findHierarchies() (*hierarchies, error) {
 type cgroup struct {
 	hs   *hierarchies
 	path string // relative, e.g. "learnos/env1"
+	// below says under which group path begins, by a hierarchy's mount point; the root's when there is none.
+	below map[string]string
+	// every has the group on all hierarchies, those that limit nothing too.
+	every bool
 }
 
-func (g *cgroup) dir(h *hierarchy) string { return filepath.Join(h.dir, g.path) }
+func (g *cgroup) base(h *hierarchy) string { return filepath.Join(h.dir, g.below[h.dir]) }
+func (g *cgroup) dir(h *hierarchy) string  { return filepath.Join(g.base(h), g.path) }
 
 // uses says whether the container gets a directory on h: on v2 always (to be killed and watched by), on v1 where a
 // controller that limits, accounts or freezes is. cpuset, hugetlb and rdma only when they are asked for.
 func (g *cgroup) uses(h *hierarchy, optional map[string]bool) bool {
-	if h.v2 {
+	if h.v2 || g.every {
 		return true
 	}
 	for _, c := range h.options {
@@ -175,7 +181,7 @@ func (g *cgroup) createParents(h *hierarchy, path, extra string) error {
 			writeFile(filepath.Join(dir, "cgroup.subtree_control"), "+"+c)
 		}
 	}
-	at := h.dir
+	at := g.base(h)
 	if h.v2 {
 		enable(at)
 	}

@@ -22,11 +22,17 @@ import (
 // MainSession is the id of the session that CreateOptions.Main becomes.
 const MainSession = "main"
 
-// namespaceKinds are the namespaces we make or join (namespaces(7)).
-var namespaceKinds = map[specs.LinuxNamespaceType]struct {
+// namespaceKind is clone(2)'s flag for a kind of namespace and its name below /proc/PID/ns.
+type namespaceKind struct {
 	flag uintptr
 	file string
-}{
+}
+
+// timeNamespace is the kind that environments have no use for.
+var timeNamespace = namespaceKind{unix.CLONE_NEWTIME, "time"}
+
+// namespaceKinds are the namespaces we make or join (namespaces(7)).
+var namespaceKinds = map[specs.LinuxNamespaceType]namespaceKind{
 	specs.UserNamespace:    {unix.CLONE_NEWUSER, "user"},
 	specs.PIDNamespace:     {unix.CLONE_NEWPID, "pid"},
 	specs.MountNamespace:   {unix.CLONE_NEWNS, "mnt"},
@@ -39,6 +45,7 @@ var namespaceKinds = map[specs.LinuxNamespaceType]struct {
 // namespaces is what a Spec says about them.
 type namespaces struct {
 	flags uintptr // to be made
+	time  bool    // make a time namespace, too: clone(2) has no room for its flag
 	join  []join  // by path; the user namespace last, for with it goes the right to join the host's others
 }
 
@@ -55,6 +62,9 @@ func parseNamespaces(linux *specs.Linux) (*namespaces, error) {
 	var user []join
 	for _, ns := range linux.Namespaces {
 		kind, ok := namespaceKinds[ns.Type]
+		if ns.Type == specs.TimeNamespace {
+			kind, ok = timeNamespace, true
+		}
 		if !ok {
 			return nil, fmt.Errorf("namespace %q is not supported", ns.Type)
 		}
@@ -63,10 +73,10 @@ func parseNamespaces(linux *specs.Linux) (*namespaces, error) {
 		}
 		seen[ns.Type] = true
 		switch {
+		case ns.Path == "" && ns.Type == specs.TimeNamespace:
+			n.time = true
 		case ns.Path == "":
 			n.flags |= kind.flag
-		case ns.Type == specs.MountNamespace:
-			return nil, errors.New("joining a mount namespace is not supported: every container has a root of its own")
 		case ns.Type == specs.UserNamespace:
 			user = append(user, join{kind.flag, ns.Path})
 		default:
@@ -74,9 +84,6 @@ func parseNamespaces(linux *specs.Linux) (*namespaces, error) {
 		}
 	}
 	n.join = append(n.join, user...)
-	if !n.makes(unix.CLONE_NEWNS) {
-		return nil, errors.New("a mount namespace is required: without one the host's own mounts would be changed")
-	}
 	if n.makes(unix.CLONE_NEWUSER) && (len(linux.UIDMappings) == 0 || len(linux.GIDMappings) == 0) {
 		return nil, errors.New("a user namespace needs uidMappings and gidMappings")
 	}
@@ -181,6 +188,9 @@ func (r *Runtime) checkSpec(o *CreateOptions) (*namespaces, *plan, error) {
 	if o.Log != nil && (o.Main == nil || o.Main.TTY) {
 		return nil, nil, errors.New("a log needs a Main without a TTY")
 	}
+	if ns, err := parseNamespaces(l); err == nil && ns.time {
+		return nil, nil, errors.New("a time namespace is not supported")
+	}
 	if len(l.TimeOffsets) > 0 || l.IntelRdt != nil || l.MemoryPolicy != nil || l.Personality != nil || len(l.NetDevices) > 0 {
 		return nil, nil, errors.New("timeOffsets, intelRdt, memoryPolicy, personality and netDevices are not supported")
 	}
@@ -191,6 +201,9 @@ func (r *Runtime) checkSpec(o *CreateOptions) (*namespaces, *plan, error) {
 	ns, err := parseNamespaces(l)
 	if err != nil {
 		return nil, nil, err
+	}
+	if !ns.makes(unix.CLONE_NEWNS) {
+		return nil, nil, errors.New("a mount namespace is required: without one the host's own mounts would be changed")
 	}
 	// The rest is checked where it is translated; doing that now means that Start has nothing left to refuse.
 	plan, err := buildPlan(o, ns, r.hierarchies)
@@ -221,6 +234,10 @@ type birth struct {
 	joins   []*os.File
 	sync    [2]*os.File // parent, child
 	program rawfork.Program
+
+	// For an init that becomes the user's process: it keeps our standard descriptors and this many after them.
+	becomes  bool
+	preserve int
 }
 
 func (b *birth) close() { closeFiles(b.files) }
@@ -292,7 +309,12 @@ func (b *birth) steps() *rawfork.Program {
 	for _, f := range b.tasks {
 		p.Add("enter cgroup "+filepath.Dir(f.Name()), rawfork.Must, unix.SYS_WRITE, fdOf(f), zero, 1)
 	}
+	var clocks []int // a time namespace is joined by a process that shares its memory with none, as this one does with us
 	for i, j := range b.ns.join {
+		if j.flag == unix.CLONE_NEWTIME {
+			clocks = append(clocks, i)
+			continue
+		}
 		p.Add("join namespace "+j.path, rawfork.Must, unix.SYS_SETNS, fdOf(b.joins[i]), j.flag)
 		userNS = userNS || j.flag == unix.CLONE_NEWUSER
 	}
@@ -300,6 +322,14 @@ func (b *birth) steps() *rawfork.Program {
 		// A process can neither move itself into a process namespace nor join some and make others in one go.
 		p.Add("fork", rawfork.Fork, unix.SYS_CLONE, b.cloneFlags()|unix.CLONE_PARENT|uintptr(unix.SIGCHLD), 0, 0, 0, 0)
 		p.Add("parent death signal", rawfork.Must, unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
+		for _, i := range clocks {
+			p.Add("join namespace "+b.ns.join[i].path, rawfork.Must, unix.SYS_SETNS, fdOf(b.joins[i]), unix.CLONE_NEWTIME)
+		}
+	}
+	if b.ns.time {
+		// It is entered at the exec below (Linux 6.1); until a process is in it, its clocks can be set from outside.
+		p.Add("time namespace", rawfork.Must, unix.SYS_UNSHARE, unix.CLONE_NEWTIME)
+		p.Add("report the time namespace", rawfork.Must, unix.SYS_WRITE, fdOf(b.sync[1]), zero, 1)
 	}
 	p.Add("go-ahead", rawfork.Byte, unix.SYS_READ, fdOf(b.sync[1]), one, 1)
 	if userNS || b.ns.makes(unix.CLONE_NEWUSER) {
@@ -307,7 +337,9 @@ func (b *birth) steps() *rawfork.Program {
 		p.Add("setuid", rawfork.Must, unix.SYS_SETRESUID, 0, 0, 0)
 	}
 	p.Add("clear groups", rawfork.Must, unix.SYS_SETGROUPS, 0, 0)
-	b.dropBounding(p)
+	if !b.becomes { // which runs hooks first, and is one thread that matters when it drops them
+		b.dropBounding(p)
+	}
 	p.Add("new session", rawfork.Must, unix.SYS_SETSID)
 	death := uintptr(0)
 	if b.o.DieWithParent {
@@ -319,10 +351,16 @@ func (b *birth) steps() *rawfork.Program {
 	}
 	p.Add("signals", rawfork.Must, unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, p.Bytes(make([]byte, 8)), 0, 8)
 	for fd := range uintptr(3) {
+		if b.becomes {
+			break
+		}
 		p.Add("standard descriptors", rawfork.Must, unix.SYS_DUP3, fdOf(b.null), fd, 0)
 	}
 	p.Add("close descriptors", rawfork.Must, unix.SYS_CLOSE_RANGE, 3, 1<<32-1, unix.CLOSE_RANGE_CLOEXEC)
 	list := ""
+	for fd := range uintptr(b.preserve) {
+		p.Add("keep descriptor", rawfork.Must, unix.SYS_FCNTL, 3+fd, unix.F_SETFD, 0)
+	}
 	for _, f := range b.keep {
 		p.Add("keep descriptor", rawfork.Must, unix.SYS_FCNTL, fdOf(f), unix.F_SETFD, 0)
 		list += "," + strconv.Itoa(fileFD(f))
@@ -335,6 +373,9 @@ func (b *birth) steps() *rawfork.Program {
 		// processors it has. Two of Go's processors, not one, as otherwise its monitor takes away the only one during
 		// every system call longer than 20 µs, and giving it back costs two context switches.
 		"GOMAXPROCS=2", "GOGC=50", "GOMEMLIMIT=8MiB", "GODEBUG=asyncpreemptoff=1,containermaxprocs=0,updatemaxprocs=0",
+	}
+	if b.becomes {
+		env = append(env, "INIT_PROCESS=1")
 	}
 	p.Add("exec", rawfork.Must, unix.SYS_EXECVEAT, fdOf(b.image), p.String(""), p.Strings([]string{"init"}), p.Strings(env), unix.AT_EMPTY_PATH)
 	return p

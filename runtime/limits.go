@@ -38,13 +38,7 @@ func (g *cgroup) apply(r *specs.LinuxResources, wholeOOM bool) error {
 	l := &limits{g: g}
 	l.memory(r.Memory, wholeOOM)
 	l.cpu(r.CPU)
-	if r.Pids != nil && r.Pids.Limit != nil {
-		value := "max"
-		if *r.Pids.Limit > 0 {
-			value = strconv.FormatInt(*r.Pids.Limit, 10)
-		}
-		l.set("process limit", "pids", "pids.max", "pids.max", value, value)
-	}
+	l.pids(r.Pids)
 	l.blkio(r.BlockIO)
 	for _, h := range r.HugepageLimits {
 		v := strconv.FormatUint(h.Limit, 10)
@@ -60,14 +54,30 @@ func (g *cgroup) apply(r *specs.LinuxResources, wholeOOM bool) error {
 		}
 		l.set("rdma limit", "rdma", "rdma.max", "rdma.max", v, v)
 	}
-	if r.Network != nil && (r.Network.ClassID != nil || len(r.Network.Priorities) > 0) {
-		l.fail("network class and priority", errors.New("not offered: traffic is shaped on the link"))
+	if n := r.Network; n != nil {
+		if n.ClassID != nil {
+			l.set("network class", "net_cls", "net_cls.classid", "", strconv.FormatUint(uint64(*n.ClassID), 10), "")
+		}
+		for _, p := range n.Priorities {
+			l.set("network priority", "net_prio", "net_prio.ifpriomap", "", fmt.Sprintf("%s %d", p.Name, p.Priority), "")
+		}
 	}
 	for file, value := range r.Unified {
 		l.unified(file, value)
 	}
 	l.devices(r.Devices)
 	return errors.Join(l.errs...)
+}
+
+func (l *limits) pids(p *specs.LinuxPids) {
+	if p == nil || p.Limit == nil {
+		return
+	}
+	value := "max"
+	if *p.Limit > 0 {
+		value = strconv.FormatInt(*p.Limit, 10)
+	}
+	l.set("process limit", "pids", "pids.max", "pids.max", value, value)
 }
 
 func (l *limits) fail(what string, err error) {
@@ -146,6 +156,10 @@ func (l *limits) memory(m *specs.LinuxMemory, wholeOOM bool) {
 	if m.Reservation != nil {
 		v := strconv.FormatInt(*m.Reservation, 10)
 		l.set("memory reservation", "memory", "memory.soft_limit_in_bytes", "memory.low", v, v)
+	}
+	//lint:ignore SA1019 deprecated, but what is asked for is set or refused
+	if kernel := m.Kernel; kernel != nil {
+		l.set("kernel memory limit", "memory", "memory.kmem.limit_in_bytes", "", strconv.FormatInt(*kernel, 10), "")
 	}
 	if m.KernelTCP != nil {
 		l.set("kernel TCP memory limit", "memory", "memory.kmem.tcp.limit_in_bytes", "", strconv.FormatInt(*m.KernelTCP, 10), "")

@@ -78,8 +78,9 @@ func parseOptions(options []string) (f mountFlags, err error) {
 			f.idMap = true
 		case o == "ridmap":
 			f.idMap, f.ridMap = true, true
-		case o == "tmpcopyup", o == "remount", o == "sync", o == "async", o == "dirsync", o == "mand", o == "iversion", o == "silent", o == "loud":
+		case o == "tmpcopyup", o == "remount", o == "iversion", o == "noiversion":
 			return f, fmt.Errorf("option %q is not supported", o)
+		case o == "silent", o == "loud": // whether the kernel logs a failure, which we report
 		default:
 			if strings.ContainsRune(o, 0) {
 				return f, errors.New("an option holds a NUL byte")
@@ -118,6 +119,10 @@ func (p *plan) mounts(s *specs.Spec, ns *namespaces, o *CreateOptions, hs *hiera
 		case "":
 			return fmt.Errorf("%s: no file system type", what)
 		case "cgroup", "cgroup2":
+			if o.group != nil && !p.CgroupNS {
+				p.groupBinds(dest, f, o.group)
+				continue
+			}
 			p.cgroupMounts(dest, f, o, hs)
 			continue
 		case "sysfs":
@@ -155,20 +160,47 @@ func (p *plan) mounts(s *specs.Spec, ns *namespaces, o *CreateOptions, hs *hiera
 		}
 		p.Mounts = append(p.Mounts, initproto.Mount{
 			Dest: dest, FD: initproto.NewFS, FSType: m.Type, Source: source, Options: f.data, AttrSet: f.set | f.recSet,
-			Propagation: f.propagation, Strict: true,
+			Propagation: f.propagation, Strict: o.group == nil || strict(dest),
 		})
 	}
 	return nil
 }
 
+// groupBinds shows a container without a cgroup namespace its own groups and no others: each bound to its usual place.
+func (p *plan) groupBinds(dest string, f mountFlags, g *cgroup) {
+	f.set, f.recSet = f.set|f.recSet, 0
+	own := func(h *hierarchy, dest string) {
+		p.binds = append(p.binds, bind{mount: len(p.Mounts), source: g.dir(h), flags: f})
+		p.Mounts = append(p.Mounts, initproto.Mount{Dest: dest, Propagation: unix.MS_PRIVATE, Strict: true})
+	}
+	if len(g.hs.all) == 1 && g.hs.unified != nil {
+		own(g.hs.unified, dest)
+		return
+	}
+	p.Mounts = append(p.Mounts, initproto.Mount{Dest: dest, FD: initproto.NewFS, FSType: "tmpfs", Source: "cgroup",
+		Options: []string{"mode=755", "size=64k"}, AttrSet: f.set &^ unix.MOUNT_ATTR_RDONLY, Strict: true})
+	for _, h := range g.hs.all {
+		own(h, dest+"/"+h.name())
+	}
+	if f.set&unix.MOUNT_ATTR_RDONLY != 0 {
+		p.Mounts = append(p.Mounts, initproto.Mount{Dest: dest, FD: initproto.Remount, AttrSet: unix.MOUNT_ATTR_RDONLY})
+	}
+}
+
+// procFiles are those below /proc that may be bound over one by one, as lxcfs does to show a container its own limits.
+var procFiles = []string{"/proc/cpuinfo", "/proc/diskstats", "/proc/meminfo", "/proc/stat", "/proc/swaps", "/proc/uptime",
+	"/proc/loadavg", "/proc/slabinfo", "/proc/net/dev", "/proc/sys/kernel/ns_last_pid", "/proc/sys/crypto/fips_enabled"}
+
 func (p *plan) bindMount(dest string, m specs.Mount, f mountFlags) error {
-	if dest == "/proc" || strings.HasPrefix(dest, "/proc/") && strings.Count(dest, "/") > 2 {
+	if dest == "/proc" || strings.HasPrefix(dest, "/proc/") && strings.Count(dest, "/") > 2 && !slices.Contains(procFiles, dest) {
 		return errors.New("nothing may be bound over /proc")
 	}
 	if !filepath.IsAbs(m.Source) {
 		return fmt.Errorf("the source %q is not an absolute path of the host", m.Source)
 	}
-	if len(f.data) > 0 {
+	if len(f.data) > 0 && p.lenient {
+		p.warnings = append(p.warnings, fmt.Sprintf("mount %s: option %q means nothing to a bind mount", dest, f.data[0]))
+	} else if len(f.data) > 0 {
 		return fmt.Errorf("option %q means nothing to a bind mount", f.data[0])
 	}
 	info, err := os.Stat(m.Source)

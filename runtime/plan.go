@@ -27,7 +27,9 @@ var rlimits = map[string]int{
 // plan is a Spec in init's words, with what is to be opened on the host for it.
 type plan struct {
 	initproto.Plan
-	binds []bind // in the order of their Mounts, whose FD is filled at Start
+	lenient  bool     // warn where everybody else lets pass
+	warnings []string // what the specification wants said rather than refused
+	binds    []bind   // in the order of their Mounts, whose FD is filled at Start
 }
 
 // bind is a mount whose source is a path of the host (or, for an id-mapped one, needs the host's rights).
@@ -52,6 +54,7 @@ func buildPlan(o *CreateOptions, ns *namespaces, hs *hierarchies) (*plan, error)
 		Masked: l.MaskedPaths, Readonly: l.ReadonlyPaths,
 		Groups: proc.User.AdditionalGids,
 	}}
+	p.lenient = o.group != nil
 	joined := func(flag uintptr) bool {
 		return slices.ContainsFunc(ns.join, func(j join) bool { return j.flag == flag })
 	}
@@ -71,7 +74,9 @@ func buildPlan(o *CreateOptions, ns *namespaces, hs *hierarchies) (*plan, error)
 	if p.RootPropagation, err = parsePropagation(l.RootfsPropagation); err != nil {
 		return nil, err
 	}
-	if p.Caps, err = parseCaps(proc.Capabilities); err != nil {
+	if o.group != nil {
+		p.Caps, p.warnings = grantableCaps(proc.Capabilities, p.UserNS)
+	} else if p.Caps, err = parseCaps(proc.Capabilities); err != nil {
 		return nil, err
 	}
 	for _, r := range proc.Rlimits {
@@ -97,6 +102,9 @@ func buildPlan(o *CreateOptions, ns *namespaces, hs *hierarchies) (*plan, error)
 	}
 	if err := p.mounts(s, ns, o, hs); err != nil {
 		return nil, err
+	}
+	if o.group != nil && !slices.ContainsFunc(p.binds, func(b bind) bool { return p.Mounts[b.mount].Dest == "/dev" }) {
+		p.OwnDev = true // the specification wants the default devices in every container
 	}
 	if err := p.devices(l.Devices); err != nil {
 		return nil, err
@@ -240,7 +248,7 @@ func (p *plan) devices(extra []specs.LinuxDevice) error {
 		case "b":
 			out.Mode |= unix.S_IFBLK
 		case "p":
-			return fmt.Errorf("device %s: FIFOs are not supported", d.Path)
+			out.Mode |= unix.S_IFIFO
 		default:
 			return fmt.Errorf("device %s: type %q is not c, b or u", d.Path, d.Type)
 		}
@@ -251,7 +259,7 @@ func (p *plan) devices(extra []specs.LinuxDevice) error {
 			out.GID = *d.GID
 		}
 		out.Host = hostDevice(out)
-		if p.UserNS && out.Host == "" {
+		if p.UserNS && out.Host == "" && d.Type != "p" {
 			return fmt.Errorf("device %s: the host has no node for %s %d:%d to lend", d.Path, d.Type, d.Major, d.Minor)
 		}
 		if i := slices.IndexFunc(p.Devices, func(x initproto.Device) bool { return x.Path == out.Path }); i >= 0 {

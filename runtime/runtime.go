@@ -51,6 +51,8 @@ type CreateOptions struct {
 	DieWithParent bool
 	// Log, when set, has init write the output of a Main without a TTY to files; Main's stdin is then /dev/null.
 	Log *LogFiles
+
+	group *cgroup // of a process container, whose plan differs in places
 }
 
 // LogFiles is a bounded pair of log files: init fills one, then empties the other and goes on there.

@@ -16,10 +16,18 @@ func (c *Container) Stats(ctx context.Context) (Stats, error) {
 	if err := ctx.Err(); err != nil {
 		return Stats{}, err
 	}
-	g := c.group
+	s, err := c.group.stats()
+	if err != nil {
+		return s, fmt.Errorf("stats of container %s: %w", c.id, err)
+	}
+	return s, nil
+}
+
+// stats reads what the group's processes use.
+func (g *cgroup) stats() (Stats, error) {
 	if dir, _, ok := g.controller("pids"); ok {
 		if _, err := os.Stat(dir); err != nil {
-			return Stats{}, fmt.Errorf("stats of container %s: %w", c.id, ErrNotFound)
+			return Stats{}, ErrNotFound
 		}
 	}
 	s := Stats{At: time.Now()}

@@ -159,6 +159,7 @@ func (c *coder) mount(m *Mount) {
 	c.string(&m.Source)
 	c.strings(&m.Options)
 	number(c, &m.AttrSet)
+	number(c, &m.AttrClear)
 	c.bool(&m.Recursive)
 	number(c, &m.Propagation)
 	c.bool(&m.Strict)
@@ -216,7 +217,48 @@ func (c *coder) plan(p *Plan) {
 	number(c, &p.SeccompFlags)
 	c.bool(&p.SeccompOnInit)
 	option(c, &p.Main, (*coder).session)
+	option(c, &p.Process, (*coder).process)
 	number(c, &p.LogMax)
+}
+
+func (c *coder) process(p *Process) {
+	c.strings(&p.Args)
+	c.strings(&p.Env)
+	c.string(&p.Cwd)
+	number(c, &p.UID)
+	number(c, &p.GID)
+	c.bool(&p.Join)
+	c.bool(&p.Now)
+	c.bool(&p.Terminal)
+	number(c, &p.Cols)
+	number(c, &p.Rows)
+	number(c, &p.Preserve)
+	c.string(&p.RootPath)
+	c.bool(&p.NoPivot)
+	c.bool(&p.NoKeyring)
+	c.bool(&p.Detached)
+	list(c, &p.CreateContainer, 16, (*coder).hook)
+	list(c, &p.StartContainer, 16, (*coder).hook)
+	c.string(&p.Creating)
+	c.string(&p.Created)
+	c.bool(&p.ListenPID)
+	c.bool(&p.SetPersonality)
+	number(c, &p.Personality)
+	c.bool(&p.SetIOPriority)
+	number(c, &p.IOPriority)
+	c.bytes(&p.Scheduler)
+	c.bytes(&p.Affinity)
+	c.bytes(&p.FinalAffinity)
+	c.bytes(&p.MemoryPolicy)
+	number(c, &p.MemoryPolicyMode)
+	c.bool(&p.SetMemoryPolicy)
+}
+
+func (c *coder) hook(h *Hook) {
+	c.string(&h.Path)
+	c.strings(&h.Args)
+	c.strings(&h.Env)
+	number(c, &h.Seconds)
 }
 
 func (c *coder) request(r *Request) {

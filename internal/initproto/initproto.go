@@ -49,6 +49,8 @@ const (
 	CloseStdin
 	// Ping has no body. Answer: the Phase.
 	Ping
+	// Begin has no body: it lets a Process go on to its exec. Nothing but an error is answered; success closes the connection.
+	Begin
 )
 
 // Phase says how far init is.
@@ -135,9 +137,9 @@ type Mount struct {
 	Source string
 	// Options are "key" or "key=value", for fsconfig(2).
 	Options []string
-	// AttrSet holds MOUNT_ATTR_ flags; Recursive applies them below, too.
-	AttrSet   uint64
-	Recursive bool
+	// AttrSet and, for FromPath, AttrClear hold MOUNT_ATTR_ flags; Recursive applies them below, too.
+	AttrSet, AttrClear uint64
+	Recursive          bool
 	// Propagation is MS_PRIVATE, MS_SLAVE, MS_SHARED, MS_UNBINDABLE (perhaps with MS_REC), or 0.
 	Propagation uint64
 	// Strict refuses any symlink on the way to Dest; File says that the mount's root is not a directory.
@@ -152,6 +154,9 @@ const (
 	NewFS = -1
 	// Remount sets AttrSet on what has been mounted at Dest before.
 	Remount = -2
+	// FromPath binds Source, a path of the host, with all below it if the one option is "rbind". It is for a Process
+	// that has the host's rights: the mount then is made in its turn, and mount tables go by the order of making.
+	FromPath = -3
 )
 
 // Device is a node to put into /dev: Major:Minor at Path.
@@ -203,9 +208,57 @@ type Plan struct {
 	SeccompFlags  uint32
 	SeccompOnInit bool
 	Main          *Session
+	// Process, set instead of Main, is what init itself becomes by exec.
+	Process *Process
 	// LogMax bounds each of the two log files; 0 without a log.
 	LogMax int64
 }
+
+// Process is a program that init becomes: the container's first one (which the rest of the Plan makes the container for),
+// or, with Join, one more in a container that is already there, of whose Plan only the confinement counts.
+type Process struct {
+	Args, Env []string
+	Cwd       string
+	UID, GID  uint32
+	Join      bool
+	// Now goes on to exec without the first answer and without waiting for Begin.
+	Now        bool
+	Terminal   bool
+	Cols, Rows uint16
+	// Preserve is how many descriptors from 3 on the process inherits.
+	Preserve uint16
+	// RootPath is where the host knows the root: it is attached there for the createContainer hooks to find.
+	RootPath           string
+	NoPivot, NoKeyring bool
+	// Detached leaves the root a detached tree to chroot into, for want of a mount namespace of the container's own
+	// (Linux 6.15).
+	Detached          bool
+	CreateContainer   []Hook
+	StartContainer    []Hook
+	Creating, Created string // the state for hooks, with HookPID where the process id belongs
+	ListenPID         bool   // adds LISTEN_PID to the environment (sd_listen_fds(3))
+	SetPersonality    bool
+	Personality       uint32
+	SetIOPriority     bool
+	IOPriority        uint32 // as ioprio_set(2) takes it
+	Scheduler         []byte // struct sched_attr of sched_setattr(2), or empty
+	Affinity          []byte // a CPU mask for sched_setaffinity(2), or empty
+	FinalAffinity     []byte // the same, set last
+	MemoryPolicy      []byte // a node mask for set_mempolicy(2)
+	MemoryPolicyMode  uint32
+	SetMemoryPolicy   bool
+}
+
+// Hook is a program to run at a point of the container's life, with its state on standard input.
+type Hook struct {
+	Path      string
+	Args, Env []string
+	// Seconds is how long it may take; 0: as long as it likes.
+	Seconds uint32
+}
+
+// HookPID stands in a state for the process id that only the process itself knows.
+const HookPID = "\x01"
 
 // ErrMalformed says that a message is not one.
 var ErrMalformed = errors.New("initproto: malformed message")

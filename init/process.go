@@ -1,0 +1,601 @@
+package main
+
+import (
+	"strconv"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/learnos/learnos/internal/hook"
+	"github.com/learnos/learnos/internal/initproto"
+)
+
+// What follows is init's other life: instead of staying, it makes the container and then becomes the user's process by
+// exec, as the OCI runtime specification has it. It runs straight through, without the loop.
+
+// prepareProcess makes or enters the container, waits to be told to begin, and becomes the process. fds are the creator's
+// connection and, perhaps, the socket on which a later "start" will come.
+func prepareProcess(fds []int) {
+	if len(fds) < 1 || len(fds) > 2 {
+		exit(125)
+	}
+	unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
+	for _, fd := range fds {
+		unix.CloseOnExec(fd)
+	}
+	s := &server{listen: -1, status: -1, pts: -1, proc: -1}
+	if len(fds) == 2 {
+		s.listen = fds[1]
+	}
+	c := &conn{fd: fds[0]}
+	request := await(c)
+	if request == nil || request.Kind != initproto.Setup || request.Plan == nil || request.Plan.Process == nil ||
+		int(request.Plan.FDs) != len(c.fds) {
+		s.giveUp(c, invalid("the plan and its descriptors don't match"))
+	}
+	p := request.Plan
+	x := p.Process
+	if !x.Join {
+		if f := s.container(p, c); f != nil {
+			s.giveUp(c, f)
+		}
+	}
+	closeAll(c.fds)
+	if s.proc >= 0 {
+		unix.Close(s.proc)
+	}
+	paths, f := executable(x)
+	if f != nil {
+		s.giveUp(c, f)
+	}
+	master, slave := -1, -1
+	if x.Terminal {
+		if master, slave, f = terminal(unix.AT_FDCWD, x); f != nil {
+			s.giveUp(c, f)
+		}
+		if !x.Join {
+			if f := bindConsole(slave); f != nil {
+				s.giveUp(c, f)
+			}
+		}
+	}
+	if !x.Now {
+		var oob []byte
+		if master >= 0 {
+			oob = unix.UnixRights(master)
+		}
+		b, err := (&initproto.Reply{Phase: initproto.Waiting}).Encode()
+		if err == nil {
+			_, err = unix.SendmsgN(c.fd, b, oob, nil, unix.MSG_NOSIGNAL)
+		}
+		if err != nil {
+			exit(125)
+		}
+	}
+	if master >= 0 {
+		unix.Close(master)
+	}
+	if !x.Now {
+		c = s.awaitBegin(c)
+	}
+	s.giveUp(c, s.become(p, paths, slave))
+}
+
+// giveUp reports a fault to whoever waits for us, and ends.
+func (s *server) giveUp(c *conn, f *fault) {
+	if len(f.text) > 4096 {
+		f.text = f.text[:4096]
+	}
+	if b, err := (&initproto.Reply{Code: f.code, Message: f.text, Phase: initproto.Ending}).Encode(); err == nil {
+		unix.SendmsgN(c.fd, b, nil, nil, unix.MSG_NOSIGNAL)
+	}
+	code := 125
+	switch f.code {
+	case initproto.ExecNotFound:
+		code = 127
+	case initproto.ExecFailed:
+		code = 126
+	}
+	exit(code)
+}
+
+// await waits for a request; nil when the other side is gone or talks nonsense.
+func await(c *conn) *initproto.Request {
+	for {
+		request, err := receive(c)
+		if err == nil {
+			return request
+		}
+		if err != unix.EAGAIN && err != unix.EINTR {
+			return nil
+		}
+		unix.Poll([]unix.PollFd{{Fd: int32(c.fd), Events: unix.POLLIN}}, -1)
+	}
+}
+
+// awaitBegin waits for Begin, from our creator or, when that is gone, from whoever connects.
+func (s *server) awaitBegin(creator *conn) *conn {
+	for creator != nil {
+		poll := []unix.PollFd{{Fd: int32(creator.fd), Events: unix.POLLIN}}
+		if _, err := unix.Poll(poll, -1); err != nil {
+			continue
+		}
+		request := await(creator)
+		if request != nil && request.Kind == initproto.Begin {
+			return creator
+		}
+		unix.Close(creator.fd)
+		creator = nil
+		if s.listen < 0 {
+			exit(125)
+		}
+	}
+	for {
+		unix.Poll([]unix.PollFd{{Fd: int32(s.listen), Events: unix.POLLIN}}, -1)
+		fd, _, err := unix.Accept4(s.listen, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
+		if err != nil {
+			continue
+		}
+		c := &conn{fd: fd}
+		peer, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+		if err == nil && !s.isInside(peer) {
+			if request := await(c); request != nil && request.Kind == initproto.Begin {
+				return c
+			}
+		}
+		closeAll(c.fds)
+		unix.Close(fd)
+	}
+}
+
+// container makes the container around us.
+func (s *server) container(p *initproto.Plan, c *conn) *fault {
+	x := p.Process
+	if len(c.fds) == 0 {
+		return invalid("no root given")
+	}
+	root := c.fds[0]
+	if !x.NoKeyring {
+		unix.Syscall(unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0)
+	}
+	if p.CgroupNS {
+		if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
+			return failed("cgroup namespace", err)
+		}
+	}
+	if x.Detached {
+		// A tree can only be mounted upon in the namespace that it was taken from.
+		if tree, err := unix.OpenTree(unix.AT_FDCWD, x.RootPath, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE); err == nil {
+			root = tree
+			defer unix.Close(tree)
+		}
+	} else if f := attachBundle(root, p); f != nil {
+		return f
+	}
+	for i := range p.Mounts {
+		if f := s.mount(root, &p.Mounts[i], c.fds); f != nil {
+			return f
+		}
+	}
+	if f := s.devices(root, p); f != nil {
+		return f
+	}
+	if x.Terminal { // made here, because the root may be read-only later
+		fd, err := openInside(root, "/dev/console", unix.O_PATH, 0)
+		if err == unix.ENOENT {
+			fd, err = makeMissing(root, "/dev/console", true)
+		}
+		if err != nil {
+			return failed("/dev/console", err)
+		}
+		unix.Close(fd)
+	}
+	if x.Cwd != "" { // the same
+		if fd, err := makeDirectory(root, x.Cwd); err == nil {
+			unix.Close(fd)
+		}
+	}
+	if f := runHooks(x.CreateContainer, x.Creating); f != nil {
+		return f
+	}
+	if f := s.kernelSettings(p); f != nil {
+		return f
+	}
+	for _, path := range p.Readonly {
+		if f := s.readonly(root, path); f != nil {
+			return f
+		}
+	}
+	if f := s.mask(root, p.Masked); f != nil {
+		return f
+	}
+	switch {
+	case x.Detached:
+		// The mount namespace is somebody else's: the root stays a tree of its own, which nobody there sees, and ends
+		// with the last process in it.
+		if err := unix.Fchdir(root); err != nil {
+			return failed("enter the root", err)
+		}
+		if f := rootAttributes(root, p); f != nil {
+			return f
+		}
+		if err := unix.Chroot("."); err != nil {
+			return failed("chroot", err)
+		}
+		return nil
+	case x.NoPivot:
+		return moveRoot(root, p)
+	}
+	return s.pivot(root, p)
+}
+
+// attachBundle hangs the detached root where the host knows it, in our copy of the host's mounts, so that hooks find there
+// what has been mounted; where it can't be reached, over "/".
+func attachBundle(root int, p *initproto.Plan) *fault {
+	if !isType(root, unix.S_IFDIR) {
+		return invalid("the root is not a directory")
+	}
+	if err := unix.MountSetattr(unix.AT_FDCWD, "/", unix.AT_RECURSIVE, &unix.MountAttr{Propagation: unix.MS_SLAVE}); err != nil {
+		return failed("keep our mounts from the host", err)
+	}
+	at, err := unix.Open(p.Process.RootPath, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err == nil {
+		err = moveMount(root, at, "")
+		unix.Close(at)
+	}
+	if err != nil {
+		if err = moveMount(root, unix.AT_FDCWD, "/"); err != nil {
+			return failed("attach the root file system", err)
+		}
+	}
+	if p.RootPropagation&unix.MS_SHARED == 0 { // what is asked to be shared keeps what it shares with the host
+		if err := unix.MountSetattr(root, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &unix.MountAttr{Propagation: unix.MS_SLAVE}); err != nil {
+			return failed("keep the root's mounts from the host", err)
+		}
+	}
+	return nil
+}
+
+// moveRoot is the way without pivot_root, for a host whose root is an initramfs: less tight, since the host's tree stays
+// below.
+func moveRoot(root int, p *initproto.Plan) *fault {
+	if err := unix.Fchdir(root); err != nil {
+		return failed("enter the root", err)
+	}
+	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
+		return failed("move the root", err)
+	}
+	if err := unix.Chroot("."); err != nil {
+		return failed("chroot", err)
+	}
+	if err := unix.Chdir("/"); err != nil {
+		return failed("enter the new root", err)
+	}
+	return rootAttributes(root, p)
+}
+
+func runHooks(hooks []initproto.Hook, state string) *fault {
+	for i := range hooks {
+		if err := hook.Run(&hooks[i], withPID(state), "/"); err != nil {
+			return &fault{initproto.Failed, err.Error()}
+		}
+	}
+	return nil
+}
+
+// withPID puts our process id, as we see it, into a state.
+func withPID(state string) string {
+	for i := range len(state) {
+		if state[i] == initproto.HookPID[0] {
+			return state[:i] + strconv.Itoa(unix.Getpid()) + state[i+1:]
+		}
+	}
+	return state
+}
+
+// terminal makes a pseudo terminal of the container's own devpts.
+func terminal(root int, x *initproto.Process) (master, slave int, f *fault) {
+	master, err := openInside(root, "/dev/pts/ptmx", unix.O_RDWR|unix.O_NOCTTY, unix.RESOLVE_NO_SYMLINKS)
+	if err != nil {
+		return -1, -1, failed("open a terminal (is a devpts mounted on /dev/pts?)", err)
+	}
+	if !isOn(master, unix.DEVPTS_SUPER_MAGIC) {
+		unix.Close(master)
+		return -1, -1, invalid("/dev/pts/ptmx is not on a devpts")
+	}
+	if err := unix.IoctlSetPointerInt(master, unix.TIOCSPTLCK, 0); err != nil {
+		return -1, -1, failed("unlock the terminal", err)
+	}
+	if x.Cols > 0 && x.Rows > 0 {
+		unix.IoctlSetWinsize(master, unix.TIOCSWINSZ, &unix.Winsize{Row: x.Rows, Col: x.Cols})
+	}
+	slave, err = ioctlInt(master, unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
+	if err != nil {
+		return -1, -1, failed("open the terminal's other side", err)
+	}
+	unix.Fchown(slave, int(x.UID), -1)
+	return master, slave, nil
+}
+
+// bindConsole puts the terminal on /dev/console, by descriptor on both sides.
+func bindConsole(slave int) *fault {
+	target, err := openInside(unix.AT_FDCWD, "/dev/console", unix.O_PATH, unix.RESOLVE_NO_SYMLINKS)
+	if err != nil {
+		return failed("/dev/console", err)
+	}
+	defer unix.Close(target)
+	tree, err := unix.OpenTree(slave, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+	if err != nil {
+		return failed("/dev/console", err)
+	}
+	defer unix.Close(tree)
+	if err := moveMount(tree, target, ""); err != nil {
+		return failed("/dev/console", err)
+	}
+	return nil
+}
+
+// executable lists where to look for the command, and refuses one that is nowhere.
+func executable(x *initproto.Process) ([]string, *fault) {
+	if len(x.Args) == 0 || x.Args[0] == "" {
+		return nil, invalid("no command given")
+	}
+	if x.Args[0] == "/" { // none: this container will never begin
+		return x.Args, nil
+	}
+	env := x.Env
+	if _, there := variable(env, "PATH"); !there {
+		env = append([]string{"PATH=" + usualPath}, env...)
+	}
+	paths := candidates(x.Args[0], env)
+	found := error(unix.ENOENT)
+	for _, path := range paths {
+		full := path
+		if path[0] != '/' {
+			full = x.Cwd + "/" + path
+		}
+		var st unix.Stat_t
+		err := unix.Stat(full, &st)
+		if err == nil && (st.Mode&unix.S_IFMT != unix.S_IFREG || st.Mode&0o111 == 0) {
+			err = unix.EACCES
+		}
+		if err == nil {
+			return paths, nil
+		}
+		if err != unix.ENOENT && err != unix.ENOTDIR {
+			found = err
+		}
+	}
+	code := initproto.Code(initproto.ExecFailed)
+	if found == unix.ENOENT {
+		code = initproto.ExecNotFound
+	}
+	return nil, &fault{code, "exec " + strconvQuote(x.Args[0]) + ": " + found.Error()}
+}
+
+// become gives up what the process must not have and executes it. It returns only when that fails.
+//
+// All of it is done on the main thread alone: that is the one the kernel keeps at the exec.
+func (s *server) become(p *initproto.Plan, paths []string, slave int) *fault {
+	x := p.Process
+	raw := func(trap uintptr, args ...uintptr) syscall.Errno {
+		var a [6]uintptr
+		copy(a[:], args)
+		_, _, errno := syscall.RawSyscall6(trap, a[0], a[1], a[2], a[3], a[4], a[5])
+		return errno
+	}
+	if slave >= 0 {
+		if err := unix.IoctlSetInt(slave, unix.TIOCSCTTY, 0); err != nil {
+			return failed("controlling terminal", err)
+		}
+		for fd := range 3 {
+			if err := unix.Dup3(slave, fd, 0); err != nil {
+				return failed("standard descriptors", err)
+			}
+		}
+	} else {
+		ownStdio(x)
+	}
+	if f := scheduling(x); f != nil {
+		return f
+	}
+	for _, r := range p.Rlimits {
+		limit := &unix.Rlimit{Cur: r.Cur, Max: r.Max}
+		if errno := raw(unix.SYS_PRLIMIT64, 0, uintptr(r.Resource), uintptr(unsafe.Pointer(limit))); errno != 0 {
+			return failed("resource limit "+rlimitName(r.Resource), errno)
+		}
+	}
+	unix.Umask(int(p.Umask))
+	cwd, err := openInside(unix.AT_FDCWD, cwdOf(x), unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return failed("working directory "+strconvQuote(cwdOf(x)), err)
+	}
+	if err := unix.Fchdir(cwd); err != nil {
+		return failed("working directory "+strconvQuote(cwdOf(x)), err)
+	}
+	var buf [unix.PathMax]byte
+	if n, err := unix.Getcwd(buf[:]); err != nil || n == 0 || buf[0] != '/' {
+		return invalid("working directory " + strconvQuote(cwdOf(x)) + " is outside of the container")
+	}
+	unix.Close(cwd)
+	// From here on descriptors that we know nothing of close at exec; those to be handed on were put first by our creator.
+	if errno := raw(unix.SYS_CLOSE_RANGE, 3+uintptr(x.Preserve), 1<<32-1, unix.CLOSE_RANGE_CLOEXEC); errno != 0 {
+		return failed("close descriptors", errno)
+	}
+	for bit := range unix.CAP_LAST_CAP + 1 {
+		if p.Caps.Bounding&(1<<bit) == 0 {
+			if errno := raw(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, uintptr(bit)); errno != 0 && errno != unix.EINVAL {
+				return failed("drop a capability from the bounding set", errno)
+			}
+		}
+	}
+	if p.NoNewPrivs {
+		if errno := raw(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1); errno != 0 {
+			return failed("no_new_privs", errno)
+		}
+	}
+	env := append([]string(nil), x.Env...)
+	if _, there := variable(env, "HOME"); !there {
+		env = append(env, "HOME="+homeOf(x.UID))
+	}
+	if x.ListenPID {
+		env = append(env, "LISTEN_PID="+strconv.Itoa(unix.Getpid()))
+	}
+	filter := func() *fault {
+		if len(p.Seccomp) == 0 {
+			return nil
+		}
+		if errno := raw(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, uintptr(p.SeccompFlags), uintptr(unsafe.Pointer(sockFprog(p.Seccomp)))); errno != 0 {
+			return failed("seccomp filter", errno)
+		}
+		return nil
+	}
+	if !p.NoNewPrivs && len(x.StartContainer) == 0 {
+		if f := filter(); f != nil { // needs the CAP_SYS_ADMIN that goes below
+			return f
+		}
+	}
+	if f := identify(p, raw); f != nil {
+		return f
+	}
+	if f := runHooks(x.StartContainer, x.Created); f != nil {
+		return f
+	}
+	var argv, envp []*byte
+	for _, list := range []struct {
+		from []string
+		to   *[]*byte
+	}{{x.Args, &argv}, {env, &envp}} {
+		if *list.to, err = syscall.SlicePtrFromStrings(list.from); err != nil {
+			return invalid("the command or its environment holds a NUL byte")
+		}
+	}
+	names, err := syscall.SlicePtrFromStrings(paths)
+	if err != nil {
+		return invalid("the command holds a NUL byte")
+	}
+	var none uint64
+	raw(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&none)), 0, 8)
+	if len(x.FinalAffinity) > 0 {
+		if errno := raw(unix.SYS_SCHED_SETAFFINITY, 0, uintptr(len(x.FinalAffinity)), uintptr(unsafe.Pointer(&x.FinalAffinity[0]))); errno != 0 {
+			return failed("CPU affinity", errno)
+		}
+	}
+	if p.NoNewPrivs || len(x.StartContainer) > 0 {
+		if f := filter(); f != nil {
+			return f
+		}
+	}
+	found := syscall.Errno(unix.ENOENT)
+	for _, name := range names[:len(names)-1] {
+		errno := raw(unix.SYS_EXECVE, uintptr(unsafe.Pointer(name)), uintptr(unsafe.Pointer(&argv[0])), uintptr(unsafe.Pointer(&envp[0])))
+		if errno != unix.ENOENT && errno != unix.ENOTDIR {
+			found = errno
+			if errno != unix.EACCES {
+				break
+			}
+		}
+	}
+	code := initproto.Code(initproto.ExecFailed)
+	if found == unix.ENOENT {
+		code = initproto.ExecNotFound
+	}
+	return &fault{code, "exec " + strconvQuote(x.Args[0]) + ": " + found.Error()}
+}
+
+// identify takes on the process's ids and capabilities.
+func identify(p *initproto.Plan, raw func(uintptr, ...uintptr) syscall.Errno) *fault {
+	x := p.Process
+	raw(unix.SYS_PRCTL, unix.PR_SET_KEEPCAPS, 1)
+	groups := append([]uint32{0}, p.Groups...)[1:] // not nil: the address must be one
+	if errno := raw(unix.SYS_SETGROUPS, uintptr(len(groups)), uintptr(unsafe.Pointer(unsafe.SliceData(groups)))); errno != 0 {
+		if errno != unix.EPERM || len(groups) > 0 || !p.UserNS { // a user namespace may deny it, with nothing to be cleared
+			return failed("groups (are they mapped in the user namespace?)", errno)
+		}
+	}
+	g, u := uintptr(x.GID), uintptr(x.UID)
+	if errno := raw(unix.SYS_SETRESGID, g, g, g); errno != 0 {
+		return failed("gid "+strconv.FormatUint(uint64(g), 10)+" (is it mapped in the user namespace?)", errno)
+	}
+	if errno := raw(unix.SYS_SETRESUID, u, u, u); errno != 0 {
+		return failed("uid "+strconv.FormatUint(uint64(u), 10)+" (is it mapped in the user namespace?)", errno)
+	}
+	raw(unix.SYS_PRCTL, unix.PR_SET_KEEPCAPS, 0)
+	header, data := capData(p.Caps.Effective, p.Caps.Permitted, p.Caps.Inheritable)
+	if errno := raw(unix.SYS_CAPSET, uintptr(unsafe.Pointer(header)), uintptr(unsafe.Pointer(data))); errno != 0 {
+		return failed("capabilities", errno)
+	}
+	raw(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL)
+	for bit := range 64 {
+		if p.Caps.Ambient&(1<<bit) != 0 {
+			if errno := raw(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, uintptr(bit)); errno != 0 {
+				return failed("ambient capabilities", errno)
+			}
+		}
+	}
+	return nil
+}
+
+// ownStdio gives pipes and files on 0, 1 and 2 to a process that is not root, so that it may open /dev/stdout.
+func ownStdio(x *initproto.Process) {
+	if x.UID == 0 {
+		return
+	}
+	for fd := range 3 {
+		var st unix.Stat_t
+		if unix.Fstat(fd, &st) == nil && st.Mode&unix.S_IFMT != unix.S_IFCHR && st.Uid != x.UID {
+			unix.Fchown(fd, int(x.UID), -1) // a file system may refuse; then it was not to be
+		}
+	}
+}
+
+// scheduling sets what the kernel's schedulers go by.
+func scheduling(x *initproto.Process) *fault {
+	if len(x.Scheduler) > 0 {
+		if _, _, errno := syscall.RawSyscall(unix.SYS_SCHED_SETATTR, 0, uintptr(unsafe.Pointer(&x.Scheduler[0])), 0); errno != 0 {
+			return failed("scheduler", errno)
+		}
+	}
+	if x.SetIOPriority {
+		if _, _, errno := syscall.RawSyscall(unix.SYS_IOPRIO_SET, 1, 0, uintptr(x.IOPriority)); errno != 0 {
+			return failed("ioPriority", errno)
+		}
+	}
+	if len(x.Affinity) > 0 {
+		if _, _, errno := syscall.RawSyscall(unix.SYS_SCHED_SETAFFINITY, 0, uintptr(len(x.Affinity)), uintptr(unsafe.Pointer(&x.Affinity[0]))); errno != 0 {
+			return failed("CPU affinity", errno)
+		}
+	}
+	if x.SetMemoryPolicy {
+		mask, bits := uintptr(0), uintptr(0)
+		if len(x.MemoryPolicy) > 0 {
+			mask, bits = uintptr(unsafe.Pointer(&x.MemoryPolicy[0])), uintptr(len(x.MemoryPolicy)*8+1)
+		}
+		if _, _, errno := syscall.RawSyscall(unix.SYS_SET_MEMPOLICY, uintptr(x.MemoryPolicyMode), mask, bits); errno != 0 {
+			return failed("memoryPolicy", errno)
+		}
+	}
+	if x.SetPersonality {
+		if _, _, errno := syscall.RawSyscall(unix.SYS_PERSONALITY, uintptr(x.Personality), 0, 0); errno != 0 {
+			return failed("personality", errno)
+		}
+	}
+	return nil
+}
+
+func cwdOf(x *initproto.Process) string {
+	if x.Cwd == "" {
+		return "/"
+	}
+	return x.Cwd
+}
+
+// homeOf is a user's home by the container's /etc/passwd.
+func homeOf(uid uint32) string {
+	line := findLine(readInside("/etc/passwd"), func(f [][]byte) bool { return numberIs(f, 2, uid) }, 7)
+	if line == nil || len(line[5]) == 0 || line[5][0] != '/' {
+		return "/"
+	}
+	return string(line[5])
+}

@@ -1,0 +1,868 @@
+package runtime
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	goruntime "runtime"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/learnos/learnos/internal/initproto"
+	"github.com/learnos/learnos/internal/initproto/rawfork"
+)
+
+// OCI makes containers as the OCI runtime specification has them: PID 1 is the caller's process itself, which our init
+// becomes by exec once it has made the container, and nothing of ours stays. It keeps no list of containers: what must
+// outlast the caller (the process, the cgroup) it returns for the caller to write down.
+type OCI struct {
+	hierarchies *hierarchies
+	filters     *filterCache
+}
+
+// OpenOCI looks at the machine's cgroups. Compiled seccomp profiles are kept in a subdirectory of cacheDir.
+func OpenOCI(cacheDir string) (*OCI, error) {
+	hs, err := findHierarchies()
+	if err != nil {
+		return nil, err
+	}
+	return &OCI{hierarchies: hs, filters: newFilterCache(filepath.Join(cacheDir, filterDir))}, nil
+}
+
+// OCIGroup names a container's cgroup for later.
+type OCIGroup struct {
+	// Path is the same on every hierarchy; Below says, by the hierarchy's mount point, what it is relative to (nothing
+	// for an absolute cgroupsPath).
+	Path  string            `json:"path"`
+	Below map[string]string `json:"below,omitempty"`
+}
+
+// OCIOptions say what to create.
+type OCIOptions struct {
+	ID string
+	// Dir is the container's state directory, locked by the caller.
+	Dir string
+	// Spec has an absolute Root.Path and absolute sources of bind mounts.
+	Spec *specs.Spec
+	// Listen has the process wait for OCIBegin, from whichever process; otherwise the creator calls Begin.
+	Listen bool
+	// Preserve is how many descriptors from 3 on are inherited.
+	Preserve           int
+	NoPivot, NoKeyring bool
+	// ListenPID adds LISTEN_PID to the environment (sd_listen_fds(3)).
+	ListenPID bool
+	// Creating and Created are the container's state in JSON, for hooks inside, with HookPID in place of the pid.
+	Creating, Created string
+}
+
+// HookPID stands in a hook's state for the process id that only the process itself knows.
+const HookPID = initproto.HookPID
+
+// OCIProcess is a process that is being brought into being.
+type OCIProcess struct {
+	PID int
+	// Start is field 22 of /proc/PID/stat, by which the process is told from a later one of the same PID.
+	Start uint64
+	Group OCIGroup
+	// Warnings say what was left out of the configuration because the specification wants it so.
+	Warnings []string
+
+	pidfd int
+	conn  *os.File
+	owner *Container // for the mounts' id mappings
+	plan  *plan
+	group *cgroup
+	pids  *specs.LinuxPids
+}
+
+// allowedDevices may always be used: config-linux, "Default Devices", and making any node at all.
+func allowedDevices() (rules []specs.LinuxDeviceCgroup) {
+	add := func(kind string, major, minor int64, access string) {
+		rule := specs.LinuxDeviceCgroup{Allow: true, Type: kind, Access: access}
+		if major >= 0 {
+			rule.Major = &major
+		}
+		if minor >= 0 {
+			rule.Minor = &minor
+		}
+		rules = append(rules, rule)
+	}
+	add("c", -1, -1, "m")
+	add("b", -1, -1, "m")
+	for _, d := range defaultDevices {
+		add("c", int64(d.Major), int64(d.Minor), "rwm")
+	}
+	add("c", 5, 2, "rwm")    // /dev/ptmx
+	add("c", 136, -1, "rwm") // /dev/pts/*
+	return rules
+}
+
+// Create makes the cgroup with its limits and a process in the namespaces asked for, which then waits for Setup.
+// On an error nothing is left.
+func (m *OCI) Create(o OCIOptions) (p *OCIProcess, err error) {
+	group, err := m.place(o.Spec, o.ID)
+	if err != nil {
+		return nil, err
+	}
+	co := &CreateOptions{ID: o.ID, Spec: o.Spec, group: group}
+	ns, plan, err := m.check(co, &o)
+	if err != nil {
+		return nil, err
+	}
+	image, err := initImage()
+	if err != nil {
+		return nil, err
+	}
+	made, err := group.createFresh(optionalControllers(o.Spec.Linux.Resources))
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil && made {
+			group.kill()
+			group.remove()
+		}
+	}()
+	resources := specs.LinuxResources{}
+	if r := o.Spec.Linux.Resources; r != nil {
+		resources = *r
+	}
+	pids := resources.Pids
+	resources.Pids = nil // init has more threads than the process may be allowed
+	resources.Devices = append(append([]specs.LinuxDeviceCgroup{{Type: "a", Access: "rwm"}}, resources.Devices...), allowedDevices()...)
+	if err := group.apply(&resources, false); err != nil {
+		return nil, err
+	}
+	b := &birth{o: co, ns: ns, plan: plan, group: group, image: image, becomes: true, preserve: o.Preserve}
+	defer b.close()
+	conn, err := b.connect()
+	if err != nil {
+		return nil, err
+	}
+	if o.Listen {
+		dir, err := b.own(os.Open(o.Dir))
+		if err != nil {
+			return nil, err
+		}
+		listener, err := b.own(listenControl(dir))
+		if err != nil {
+			return nil, err
+		}
+		b.keep = append(b.keep, listener)
+	}
+	p = &OCIProcess{conn: conn, plan: plan, group: group, pids: pids,
+		Group: OCIGroup{group.path, group.below}, Warnings: plan.warnings}
+	if err := b.beget(p); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	p.owner = &Container{id: o.ID, options: co, state: &state{PID: p.PID}, pidfd: os.NewFile(uintptr(p.pidfd), "pidfd")}
+	return p, nil
+}
+
+// place says where the container's cgroup is to be: an absolute cgroupsPath counts from the hierarchy's root, a relative
+// or missing one from our own group, or, on v2, where a group with processes can't have others below it, from its parent.
+func (m *OCI) place(spec *specs.Spec, id string) (*cgroup, error) {
+	g := &cgroup{hs: m.hierarchies, every: true}
+	if spec == nil || spec.Linux == nil {
+		return nil, errors.New("the configuration has no linux section")
+	}
+	path := spec.Linux.CgroupsPath
+	if strings.Count(path, ":") == 2 && !strings.Contains(path, "/") {
+		return nil, fmt.Errorf("cgroupsPath %q is one for systemd, which is not supported: give a path", path)
+	}
+	g.path = strings.Trim(filepath.Clean("/"+path), "/")
+	if filepath.IsAbs(path) {
+		if g.path == "" {
+			return nil, errors.New("cgroupsPath / would be the whole machine's")
+		}
+		return g, nil
+	}
+	if g.path == "" {
+		g.path = id
+	}
+	own, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return nil, err
+	}
+	g.below = map[string]string{}
+	for line := range strings.Lines(string(own)) {
+		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(f) != 3 || f[2] == "/" || strings.Contains(f[2], "..") {
+			continue
+		}
+		for _, h := range m.hierarchies.all {
+			switch {
+			case h.v2 && f[0] == "0":
+				if above := filepath.Dir(f[2]); above != "/" {
+					g.below[h.dir] = above
+				}
+			case !h.v2 && f[0] != "0" && slices.Contains(strings.Split(f[1], ","), h.options[0]):
+				g.below[h.dir] = f[2]
+			}
+		}
+	}
+	return g, nil
+}
+
+// createFresh makes the group's directories, or takes those that are there if nobody is in them. made says that at least
+// one was made.
+func (g *cgroup) createFresh(optional map[string]bool) (made bool, err error) {
+	for _, h := range g.hs.all {
+		dir := g.dir(h)
+		if _, err := os.Stat(dir); err == nil {
+			if procs, err := os.ReadFile(filepath.Join(dir, "cgroup.procs")); err == nil && len(procs) > 0 {
+				return made, fmt.Errorf("cgroup %s has processes in it already", dir)
+			}
+			continue
+		}
+		one := &cgroup{hs: &hierarchies{all: []*hierarchy{h}, control: g.hs.control, unified: g.hs.unified}, path: g.path, below: g.below, every: true}
+		if err := one.create(optional); err != nil {
+			if made {
+				g.remove()
+			}
+			return false, err
+		}
+		made = true
+	}
+	return made, nil
+}
+
+// check refuses what can't be done and translates the rest.
+func (m *OCI) check(co *CreateOptions, o *OCIOptions) (*namespaces, *plan, error) {
+	s := o.Spec
+	l, proc := s.Linux, s.Process
+	if proc == nil {
+		proc = &specs.Process{Cwd: "/"}
+		s.Process = proc
+	}
+	switch {
+	case s.Root == nil || !filepath.IsAbs(s.Root.Path):
+		return nil, nil, errors.New("the configuration has no root path")
+	case l.IntelRdt != nil:
+		return nil, nil, errors.New("linux.intelRdt is not supported")
+	case len(l.NetDevices) > 0:
+		return nil, nil, errors.New("linux.netDevices is not supported: move the device into the network namespace by a hook")
+	}
+	ns, err := parseNamespaces(l)
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(l.TimeOffsets) > 0 && !ns.time {
+		return nil, nil, errors.New("timeOffsets need a time namespace of the container's own")
+	}
+	if _, ok := kernelAtLeast(6, 1); ns.time && !ok {
+		return nil, nil, errors.New("a time namespace needs Linux 6.1")
+	}
+	p, err := buildPlan(co, ns, m.hierarchies)
+	if err != nil {
+		return nil, nil, err
+	}
+	if p.Process, err = processWords(proc, l); err != nil {
+		return nil, nil, err
+	}
+	x := p.Process
+	x.Detached = !ns.makes(unix.CLONE_NEWNS)
+	if _, ok := kernelAtLeast(6, 15); x.Detached && !ok {
+		return nil, nil, errors.New("a container without a mount namespace of its own needs Linux 6.15: before, the host's mounts would be changed")
+	}
+	x.Preserve, x.NoPivot, x.NoKeyring, x.ListenPID = uint16(o.Preserve), o.NoPivot, o.NoKeyring, o.ListenPID
+	x.RootPath, x.Creating, x.Created = s.Root.Path, o.Creating, o.Created
+	if h := s.Hooks; h != nil {
+		x.CreateContainer, x.StartContainer = HookWords(h.CreateContainer), HookWords(h.StartContainer)
+	}
+	p.bindsInTurn()
+	if p.Seccomp, p.SeccompFlags, _, err = m.filters.compile(l.Seccomp); err != nil {
+		return nil, nil, err
+	}
+	return ns, p, nil
+}
+
+// bindsInTurn leaves binds to init where that has the rights and where what they share with the host would be lost anyway,
+// and sees to it that the others share nothing by accident.
+func (p *plan) bindsInTurn() {
+	kept := p.binds[:0]
+	for _, b := range p.binds {
+		m := &p.Mounts[b.mount]
+		if m.Propagation == 0 {
+			m.Propagation = unix.MS_SLAVE | unix.MS_REC // else what is mounted below would show up on the host
+		}
+		if p.UserNS || b.idMapped || b.flags.recSet|b.flags.recClear != 0 || p.RootPropagation&unix.MS_SHARED != 0 {
+			kept = append(kept, b)
+			continue
+		}
+		m.FD, m.Source, m.AttrSet, m.AttrClear = initproto.FromPath, b.source, b.flags.set, b.flags.clear
+		if b.recursive {
+			m.Options = []string{"rbind"}
+		}
+	}
+	p.binds = kept
+}
+
+// HookWords puts hooks into internal/hook's words.
+func HookWords(hooks []specs.Hook) (out []initproto.Hook) {
+	for _, h := range hooks {
+		w := initproto.Hook{Path: h.Path, Args: h.Args, Env: h.Env}
+		if h.Timeout != nil && *h.Timeout > 0 {
+			w.Seconds = uint32(*h.Timeout)
+		}
+		out = append(out, w)
+	}
+	return out
+}
+
+var (
+	ioClasses  = map[specs.IOPriorityClass]uint32{specs.IOPRIO_CLASS_RT: 1, specs.IOPRIO_CLASS_BE: 2, specs.IOPRIO_CLASS_IDLE: 3}
+	schedulers = map[specs.LinuxSchedulerPolicy]uint32{specs.SchedOther: 0, specs.SchedFIFO: 1, specs.SchedRR: 2, specs.SchedBatch: 3,
+		specs.SchedISO: 4, specs.SchedIdle: 5, specs.SchedDeadline: 6}
+	schedulerFlags = map[specs.LinuxSchedulerFlag]uint64{specs.SchedFlagResetOnFork: 1, specs.SchedFlagReclaim: 2,
+		specs.SchedFlagDLOverrun: 4, specs.SchedFlagKeepPolicy: 8, specs.SchedFlagKeepParams: 0x10,
+		specs.SchedFlagUtilClampMin: 0x20, specs.SchedFlagUtilClampMax: 0x40}
+	memoryModes = map[specs.MemoryPolicyModeType]uint32{"MPOL_DEFAULT": 0, "MPOL_PREFERRED": 1, "MPOL_BIND": 2,
+		"MPOL_INTERLEAVE": 3, "MPOL_LOCAL": 4, "MPOL_PREFERRED_MANY": 5, "MPOL_WEIGHTED_INTERLEAVE": 6}
+	memoryFlags = map[specs.MemoryPolicyFlagType]uint32{"MPOL_F_STATIC_NODES": 1 << 15, "MPOL_F_RELATIVE_NODES": 1 << 14,
+		"MPOL_F_NUMA_BALANCING": 1 << 13}
+)
+
+// noProcess stands for a command that is not there, and can't be one.
+const noProcess = "/"
+
+// processWords translates a process but for what confines it, which is the plan's.
+func processWords(p *specs.Process, l *specs.Linux) (*initproto.Process, error) {
+	args := p.Args
+	if len(args) == 0 { // the specification lets one be created, but not started
+		args = []string{noProcess}
+	}
+	s, err := sessionWords(SessionSpec{Args: args, Env: p.Env, Cwd: p.Cwd})
+	if err != nil {
+		return nil, fmt.Errorf("process: %w", err)
+	}
+	if p.Cwd == "" {
+		return nil, errors.New("process: no working directory (cwd) given")
+	}
+	x := &initproto.Process{Args: s.Args, Env: s.Env, Cwd: s.Cwd, UID: p.User.UID, GID: p.User.GID, Terminal: p.Terminal}
+	if p.ConsoleSize != nil {
+		x.Cols, x.Rows = uint16(p.ConsoleSize.Width), uint16(p.ConsoleSize.Height)
+	}
+	if io := p.IOPriority; io != nil {
+		class, ok := ioClasses[io.Class]
+		if !ok || io.Priority < 0 || io.Priority > 7 {
+			return nil, fmt.Errorf("ioPriority: class %q, priority %d: want IOPRIO_CLASS_RT, _BE or _IDLE, and 0 to 7", io.Class, io.Priority)
+		}
+		x.SetIOPriority, x.IOPriority = true, class<<13|uint32(io.Priority)
+	}
+	if sc := p.Scheduler; sc != nil {
+		policy, ok := schedulers[sc.Policy]
+		if !ok {
+			return nil, fmt.Errorf("scheduler: policy %q is unknown", sc.Policy)
+		}
+		var flags uint64
+		for _, f := range sc.Flags {
+			bit, ok := schedulerFlags[f]
+			if !ok {
+				return nil, fmt.Errorf("scheduler: flag %q is unknown", f)
+			}
+			flags |= bit
+		}
+		x.Scheduler = schedAttr(policy, flags, sc)
+	}
+	if per := l.Personality; per != nil {
+		if len(per.Flags) > 0 {
+			return nil, fmt.Errorf("personality: flag %q is not supported", per.Flags[0])
+		}
+		switch per.Domain {
+		case specs.PerLinux:
+		case specs.PerLinux32:
+			x.Personality = 8
+		default:
+			return nil, fmt.Errorf("personality: domain %q is not LINUX or LINUX32", per.Domain)
+		}
+		x.SetPersonality = true
+	}
+	if mp := l.MemoryPolicy; mp != nil {
+		mode, ok := memoryModes[mp.Mode]
+		if !ok {
+			return nil, fmt.Errorf("memoryPolicy: mode %q is unknown", mp.Mode)
+		}
+		for _, f := range mp.Flags {
+			bit, ok := memoryFlags[f]
+			if !ok {
+				return nil, fmt.Errorf("memoryPolicy: flag %q is unknown", f)
+			}
+			mode |= bit
+		}
+		if x.MemoryPolicy, err = bitmap(mp.Nodes); err != nil {
+			return nil, fmt.Errorf("memoryPolicy: nodes: %w", err)
+		}
+		x.SetMemoryPolicy, x.MemoryPolicyMode = true, mode
+	}
+	return x, nil
+}
+
+// schedAttr is struct sched_attr in its first version (sched_setattr(2)).
+func schedAttr(policy uint32, flags uint64, s *specs.Scheduler) []byte {
+	b := make([]byte, 48)
+	le := func(at, n int, v uint64) {
+		for i := range n {
+			b[at+i] = byte(v >> (8 * i))
+		}
+	}
+	le(0, 4, 48)
+	le(4, 4, uint64(policy))
+	le(8, 8, flags)
+	le(16, 4, uint64(uint32(s.Nice)))
+	le(20, 4, uint64(uint32(s.Priority)))
+	le(24, 8, s.Runtime)
+	le(32, 8, s.Deadline)
+	le(40, 8, s.Period)
+	return b
+}
+
+// bitmap reads a list such as "0-3,8" into a mask of whole machine words; nil for an empty list.
+func bitmap(list string) ([]byte, error) {
+	if list == "" {
+		return nil, nil
+	}
+	var mask []byte
+	for _, part := range strings.Split(list, ",") {
+		from, to, isRange := strings.Cut(strings.TrimSpace(part), "-")
+		if !isRange {
+			to = from
+		}
+		a, err1 := strconv.ParseUint(from, 10, 12)
+		z, err2 := strconv.ParseUint(to, 10, 12)
+		if err1 != nil || err2 != nil || a > z {
+			return nil, fmt.Errorf("%q is not a list such as 0-3,8", list)
+		}
+		for ; a <= z; a++ {
+			for int(a/64*8+8) > len(mask) {
+				mask = append(mask, make([]byte, 8)...)
+			}
+			mask[a/8] |= 1 << (a % 8)
+		}
+	}
+	return mask, nil
+}
+
+// connect makes the connection by which init is told what to do.
+func (b *birth) connect() (ours *os.File, err error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("socket pair: %w", err)
+	}
+	theirs, _ := b.own(os.NewFile(uintptr(pair[1]), "init"), nil)
+	b.keep = []*os.File{theirs}
+	ours = os.NewFile(uintptr(pair[0]), "init")
+	if b.tasks, b.v2, err = b.group.entrances(); err == nil {
+		b.files = append(b.files, b.tasks...)
+		if b.v2 != nil {
+			b.files = append(b.files, b.v2)
+		}
+		for _, j := range b.ns.join {
+			var f *os.File
+			if f, err = b.own(os.Open(j.path)); err != nil {
+				err = fmt.Errorf("join a namespace: %w", err)
+				break
+			}
+			if err = isNamespace(f, j.flag); err != nil {
+				break
+			}
+			b.joins = append(b.joins, f)
+		}
+	}
+	var sync [2]int
+	if err == nil {
+		sync, err = unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	}
+	if err != nil {
+		ours.Close()
+		return nil, err
+	}
+	for i, fd := range sync {
+		b.sync[i], _ = b.own(os.NewFile(uintptr(fd), "sync"), nil)
+	}
+	return ours, nil
+}
+
+// isNamespace says whether a file is a namespace of the kind that a flag stands for (ioctl_ns(2)).
+func isNamespace(f *os.File, flag uintptr) error {
+	kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE)
+	if err != nil || uintptr(kind) != flag {
+		return fmt.Errorf("join a namespace: %s is not one of the kind asked for", f.Name())
+	}
+	return nil
+}
+
+// beget forks and prepares the process from outside.
+func (b *birth) beget(x *OCIProcess) (err error) {
+	flags, cgroup := b.cloneFlags(), -1
+	if len(b.joins) > 0 {
+		flags = 0
+	}
+	if b.v2 != nil {
+		cgroup = int(b.v2.Fd())
+	}
+	goruntime.LockOSThread() // whose death would be the child's
+	defer goruntime.UnlockOSThread()
+	p, err := rawfork.Start(b.steps(), flags, cgroup)
+	if err != nil {
+		return err
+	}
+	goruntime.KeepAlive(b)
+	b.sync[1].Close()
+	if len(b.joins) > 0 {
+		if err := p.Forked(); err != nil {
+			return err
+		}
+	}
+	waited := false
+	defer func() {
+		if err != nil && !waited {
+			p.Abort()
+		}
+	}()
+	if err := b.prepare(p); err != nil {
+		return err
+	}
+	if b.ns.time {
+		if _, err := b.sync[0].Read(make([]byte, 1)); err != nil {
+			return fmt.Errorf("time namespace: %w", err)
+		}
+		for clock, o := range b.o.Spec.Linux.TimeOffsets {
+			line := fmt.Sprintf("%s %d %d\n", clock, o.Secs, o.Nanosecs)
+			if err := writeFile("/proc/"+strconv.Itoa(p.PID)+"/timens_offsets", line); err != nil {
+				return fmt.Errorf("timeOffsets: %w", err)
+			}
+		}
+	}
+	if x.Start, err = startTime(p.PID); err != nil {
+		return err
+	}
+	x.PID, x.pidfd = p.PID, p.PIDFD
+	_, goAhead := b.sync[0].Write([]byte{1})
+	waited = true
+	if err := p.Wait(); err != nil { // why it ended before its exec
+		unix.Wait4(p.PID, nil, 0, nil)
+		unix.Close(p.PIDFD)
+		return err
+	}
+	return goAhead
+}
+
+// Setup builds the container. With a terminal its master is returned, the caller's to close.
+func (p *OCIProcess) Setup() (terminal *os.File, err error) {
+	var fds []int
+	if !p.plan.Process.Join {
+		var opened []*os.File
+		fds, opened, err = p.owner.mountFDs(p.plan, StartOptions{})
+		defer closeFiles(opened)
+		if err != nil {
+			return nil, err
+		}
+	}
+	p.plan.FDs = uint16(len(fds))
+	if err := p.tell(&initproto.Request{Kind: initproto.Setup, Plan: &p.plan.Plan}, fds); err != nil {
+		return nil, err
+	}
+	if p.plan.Process.Now {
+		return nil, p.begun()
+	}
+	files, err := p.answer(false)
+	if err != nil {
+		closeFiles(files)
+		return nil, err
+	}
+	if len(files) > 0 {
+		terminal = files[0]
+		closeFiles(files[1:])
+	}
+	if p.pids != nil {
+		l := &limits{g: p.group}
+		l.pids(p.pids)
+		if err := errors.Join(l.errs...); err != nil {
+			if terminal != nil {
+				terminal.Close()
+			}
+			return nil, err
+		}
+	}
+	return terminal, nil
+}
+
+// Begin lets the process go on to its exec, and returns when that has succeeded.
+func (p *OCIProcess) Begin() error {
+	if err := p.tell(&initproto.Request{Kind: initproto.Begin}, nil); err != nil {
+		return err
+	}
+	return p.begun()
+}
+
+// begun waits for the exec, which closes the connection, or for an error.
+func (p *OCIProcess) begun() error {
+	files, err := p.answer(true)
+	closeFiles(files)
+	return err
+}
+
+// tell sends a request, a long one by way of a memfd.
+func (p *OCIProcess) tell(r *initproto.Request, fds []int) error {
+	body, err := r.Encode()
+	if err != nil {
+		return fmt.Errorf("the configuration is too large: %w", err)
+	}
+	if len(body) > initproto.MaxInline {
+		f, err := bodyFile(body)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		body, fds = []byte{0}, append(slices.Clone(fds), int(f.Fd()))
+	}
+	if len(fds) > initproto.MaxFDs {
+		return fmt.Errorf("%d mounts of the host's are more than one message carries (%d)", len(fds), initproto.MaxFDs)
+	}
+	var oob []byte
+	if len(fds) > 0 {
+		oob = unix.UnixRights(fds...)
+	}
+	if _, err := unix.SendmsgN(int(p.conn.Fd()), body, oob, nil, unix.MSG_NOSIGNAL); err != nil {
+		return fmt.Errorf("tell the container's init: %w", err)
+	}
+	return nil
+}
+
+// answer receives one; end says that none, with the connection closed, is the good one.
+func (p *OCIProcess) answer(end bool) ([]*os.File, error) {
+	return receiveAnswer(int(p.conn.Fd()), end)
+}
+
+// receiveAnswer reads a Reply from a blocking socket.
+func receiveAnswer(fd int, end bool) ([]*os.File, error) {
+	buf, oob := make([]byte, 16<<10), make([]byte, unix.CmsgSpace(4*8))
+	n, oobn, err := 0, 0, error(nil)
+	for {
+		n, oobn, _, _, err = unix.Recvmsg(fd, buf, oob, unix.MSG_CMSG_CLOEXEC)
+		if err != unix.EINTR {
+			break
+		}
+	}
+	if err != nil && err != unix.ECONNRESET {
+		return nil, fmt.Errorf("the container's init: %w", err)
+	}
+	if n <= 0 {
+		if end {
+			return nil, nil
+		}
+		return nil, errors.New("the container's init ended without a word")
+	}
+	files := receivedFiles(oob[:oobn])
+	reply, err := initproto.DecodeReply(buf[:n])
+	if err != nil {
+		return files, fmt.Errorf("the container's init: %w", err)
+	}
+	switch reply.Code {
+	case initproto.OK:
+		return files, nil
+	case initproto.ExecNotFound:
+		return files, &ExecError{127, reply.Message}
+	case initproto.ExecFailed:
+		return files, &ExecError{126, reply.Message}
+	}
+	return files, errors.New(reply.Message)
+}
+
+// Abort kills the process and reaps it.
+func (p *OCIProcess) Abort() {
+	unix.PidfdSendSignal(p.pidfd, unix.SIGKILL, nil, 0)
+	unix.Wait4(p.PID, nil, 0, nil)
+	p.Close()
+}
+
+// Close lets go of the process, which stays.
+func (p *OCIProcess) Close() { p.conn.Close() }
+
+// OCIBegin lets the process of a container that was created with Listen go on, and returns when its exec has succeeded.
+// ErrNotRunning says that nobody waits: it has begun already, or ended.
+func OCIBegin(dir string) error {
+	fd, err := dialOCI(dir)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	body, err := (&initproto.Request{Kind: initproto.Begin}).Encode()
+	if err != nil {
+		return err
+	}
+	if _, err := unix.SendmsgN(fd, body, nil, nil, unix.MSG_NOSIGNAL); err != nil {
+		return fmt.Errorf("tell the container's init: %w", err)
+	}
+	files, err := receiveAnswer(fd, true)
+	closeFiles(files)
+	return err
+}
+
+// OCIWaiting says whether the process of a container that was created with Listen still waits for OCIBegin.
+func OCIWaiting(dir string) bool {
+	fd, err := dialOCI(dir)
+	if err != nil {
+		return false
+	}
+	unix.Close(fd)
+	return true
+}
+
+func dialOCI(dir string) (int, error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return -1, err
+	}
+	defer d.Close()
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: socketPath(d)}); err != nil {
+		unix.Close(fd)
+		if err == unix.ECONNREFUSED || err == unix.ENOENT {
+			err = ErrNotRunning
+		}
+		return -1, err
+	}
+	return fd, nil
+}
+
+// OCIExec is one more process for a container.
+type OCIExec struct {
+	// PID and Start are the container's first process.
+	PID   int
+	Start uint64
+	Group OCIGroup
+	// Sub is a group below the container's to put the process in, or "".
+	Sub string
+	// Spec is the container's own, for its seccomp profile; Process what to run.
+	Spec      *specs.Spec
+	Process   *specs.Process
+	Preserve  int
+	NoKeyring bool
+	ListenPID bool
+}
+
+// Exec makes a process that has joined the container's namespaces and cgroup, and waits for Setup, which, without a
+// terminal, also lets it begin.
+func (m *OCI) Exec(o OCIExec) (p *OCIProcess, err error) {
+	group := m.group(o.Group)
+	if sub := strings.Trim(filepath.Clean("/"+o.Sub), "/"); sub != "" {
+		group.path += "/" + sub
+	}
+	spec := &specs.Spec{Process: o.Process, Linux: &specs.Linux{}}
+	co := &CreateOptions{Spec: spec, group: group}
+	plan, err := buildPlan(co, &namespaces{}, m.hierarchies)
+	if err != nil {
+		return nil, err
+	}
+	if plan.Process, err = processWords(o.Process, spec.Linux); err != nil {
+		return nil, err
+	}
+	x := plan.Process
+	x.Join, x.Now, x.Preserve, x.NoKeyring, x.ListenPID = true, !x.Terminal, uint16(o.Preserve), o.NoKeyring, o.ListenPID
+	if a := o.Process.ExecCPUAffinity; a != nil {
+		if x.Affinity, err = bitmap(a.Initial); err == nil {
+			x.FinalAffinity, err = bitmap(a.Final)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("execCPUAffinity: %w", err)
+		}
+	}
+	if o.Spec != nil && o.Spec.Linux != nil {
+		if plan.Seccomp, plan.SeccompFlags, _, err = m.filters.compile(o.Spec.Linux.Seccomp); err != nil {
+			return nil, err
+		}
+	}
+	image, err := initImage()
+	if err != nil {
+		return nil, err
+	}
+	ns, err := namespacesOf(o.PID)
+	if err != nil {
+		return nil, err
+	}
+	plan.UserNS = slices.ContainsFunc(ns.join, func(j join) bool { return j.flag == unix.CLONE_NEWUSER })
+	b := &birth{o: co, ns: ns, plan: plan, group: group, image: image, becomes: true, preserve: o.Preserve}
+	defer b.close()
+	conn, err := b.connect()
+	if err != nil {
+		return nil, err
+	}
+	// Its namespaces are open now; were the number another's by then, its start time would tell.
+	if start, err := startTime(o.PID); err != nil || start != o.Start {
+		conn.Close()
+		return nil, ErrNotRunning
+	}
+	p = &OCIProcess{conn: conn, plan: plan, group: group, Group: o.Group}
+	if err := b.beget(p); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+// namespacesOf lists a process's namespaces as far as they are not our own.
+func namespacesOf(pid int) (*namespaces, error) {
+	n := &namespaces{}
+	kinds := []namespaceKind{timeNamespace}
+	for _, kind := range []specs.LinuxNamespaceType{specs.IPCNamespace, specs.UTSNamespace, specs.NetworkNamespace, specs.PIDNamespace,
+		specs.CgroupNamespace, specs.MountNamespace, specs.UserNamespace} {
+		kinds = append(kinds, namespaceKinds[kind])
+	}
+	for _, k := range kinds {
+		path := "/proc/" + strconv.Itoa(pid) + "/ns/" + k.file
+		var theirs, ours unix.Stat_t
+		if err := unix.Stat(path, &theirs); err != nil {
+			if err == unix.ENOENT && k == timeNamespace {
+				continue // a kernel without them
+			}
+			return nil, &os.PathError{Op: "stat", Path: path, Err: err}
+		}
+		if unix.Stat("/proc/self/ns/"+k.file, &ours) == nil && ours.Ino == theirs.Ino && ours.Dev == theirs.Dev {
+			continue
+		}
+		n.join = append(n.join, join{k.flag, path})
+	}
+	return n, nil
+}
+
+func (m *OCI) group(g OCIGroup) *cgroup {
+	return &cgroup{hs: m.hierarchies, path: g.Path, below: g.Below, every: true}
+}
+
+// Freeze stops every process of a container's cgroup, or lets them go on.
+func (m *OCI) Freeze(g OCIGroup, frozen bool) error { return m.group(g).freeze(frozen) }
+
+// Frozen says whether Freeze has stopped them.
+func (m *OCI) Frozen(g OCIGroup) bool { return m.group(g).frozen() }
+
+// PIDs lists the processes of a container's cgroup and those below.
+func (m *OCI) PIDs(g OCIGroup) []int { return m.group(g).pids() }
+
+// Remove kills what is left in a container's cgroup and deletes it.
+func (m *OCI) Remove(g OCIGroup) error {
+	c := m.group(g)
+	if err := c.kill(); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return c.remove()
+}
+
+// Kill kills every process of a container's cgroup.
+func (m *OCI) Kill(g OCIGroup) error { return m.group(g).kill() }
+
+// Update sets limits of a running container; what r does not mention stays.
+func (m *OCI) Update(g OCIGroup, r *specs.LinuxResources) error { return m.group(g).apply(r, false) }
+
+// Stats reads what a container uses.
+func (m *OCI) Stats(g OCIGroup) (Stats, error) { return m.group(g).stats() }
