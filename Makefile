@@ -3,12 +3,12 @@ SHELL := /bin/bash
 GO ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X github.com/learnos/learnos/internal/buildinfo.version=$(VERSION)
-BINS := learnos nodeagent gateway web
+BINS := learnos nodeagent gateway web lrun
 DATA ?= /var/lib/learnos
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup init panel build up test lint bench probe fuzz vm clean
+.PHONY: help setup init panel build up test lint bench probe conformance fuzz vm clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -55,6 +55,10 @@ bench: build ## measure: create to first prompt byte, and each room's own benchm
 probe: setup init ## a hostile program tries to get out of an environment; a table of what it tried
 	@scripts/setup test
 	$(GO) test -count=1 -v -run Probe ./tests/probe
+
+conformance: init ## the OCI validation programs on lrun, beside Debian's crun and runc, in one table
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/lrun ./cmd/lrun
+	$(GO) run ./tests/conformance $(ARGS)
 
 fuzz: init ## fuzz every parser that reads what a stranger sends, FUZZTIME each (10s)
 	@for pkg in $$($(GO) list ./...); do \
