@@ -104,13 +104,19 @@ func (g *testGateway) restart() {
 	g.start(ln)
 }
 
-// waitFor blocks until cond holds; it is looked at after each change.
+// waitFor blocks until cond holds, for a minute at most.
 func (g *testGateway) waitFor(cond func() bool) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	for !cond() {
-		g.cond.Wait()
+	g.t.Helper()
+	for range 6000 {
+		g.mu.Lock()
+		held := cond()
+		g.mu.Unlock()
+		if held {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
+	g.t.Fatal("what was waited for did not come within a minute")
 }
 
 func answer(w http.ResponseWriter, status int, v any) {
