@@ -325,6 +325,7 @@ func (g *testGateway) environment(w http.ResponseWriter, r *http.Request, p []st
 		for key, s := range g.sessions {
 			if strings.HasPrefix(key, p[1]+"/") {
 				go s.kill()
+				delete(g.sessions, key) // a machine's sessions go with it, whichever request comes first
 			}
 		}
 		answer(w, 202, *e)
