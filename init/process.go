@@ -164,6 +164,11 @@ func (s *server) container(p *initproto.Plan, c *conn) *fault {
 			return failed("cgroup namespace", err)
 		}
 	}
+	if p.Loopback {
+		if err := loopback(); err != nil {
+			return failed("bring the loopback device up", err)
+		}
+	}
 	if x.Detached {
 		// A tree can only be mounted upon in the namespace that it was taken from.
 		if tree, err := unix.OpenTree(unix.AT_FDCWD, x.RootPath, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE); err == nil {
@@ -228,6 +233,21 @@ func (s *server) container(p *initproto.Plan, c *conn) *fault {
 		return moveRoot(root, p)
 	}
 	return s.pivot(root, p)
+}
+
+// loopback brings the loopback device of our network namespace up.
+func loopback() error {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0) // any family serves a device's ioctls
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	request, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	request.SetUint16(unix.IFF_UP)
+	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, request)
 }
 
 // attachBundle hangs the detached root where the host knows it, in our copy of the host's mounts, so that hooks find there

@@ -138,6 +138,9 @@ func (s *server) mount(root int, m *initproto.Mount, fds []int) *fault {
 		}
 		source = fd
 	} else {
+		if m.LikeTarget {
+			likeTarget(root, m)
+		}
 		fd, f := newFS(m, what)
 		if f != nil {
 			if m.Optional {
@@ -152,6 +155,11 @@ func (s *server) mount(root int, m *initproto.Mount, fds []int) *fault {
 		return f
 	}
 	defer unix.Close(target)
+	if m.CopyUp {
+		if f := copyUp(target, source, what); f != nil {
+			return f
+		}
+	}
 	// A tree that stays detached takes this only before, a mount from another namespace only afterwards.
 	shared := propagate(source, m.Propagation) == nil
 	if err := moveMount(source, target, ""); err != nil {

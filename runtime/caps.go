@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -74,24 +75,28 @@ func grantableCaps(c *specs.LinuxCapabilities, userNS bool) (out initproto.Caps,
 		ours = uint64(data[0].Permitted) | uint64(data[1].Permitted)<<32
 	}
 	sets := func(name string, names []string, within uint64, why string) (bits uint64) {
+		var refused []string
 		for _, capability := range names {
 			n, ok := capNumbers[capability]
 			switch {
 			case !ok:
 				warnings = append(warnings, fmt.Sprintf("capability %q is unknown", capability))
 			case within&(1<<n) == 0:
-				warnings = append(warnings, fmt.Sprintf("%s capability %s can't be granted: %s", name, capability, why))
+				refused = append(refused, capability)
 			default:
 				bits |= 1 << n
 			}
 		}
+		if len(refused) > 0 {
+			warnings = append(warnings, fmt.Sprintf("%s capabilities can't be granted, as %s: %s", name, why, strings.Join(refused, " ")))
+		}
 		return bits
 	}
-	out.Bounding = sets("bounding", c.Bounding, ours, "lrun has not got it itself")
-	out.Permitted = sets("permitted", c.Permitted, ours, "lrun has not got it itself")
-	out.Effective = sets("effective", c.Effective, out.Permitted, "it is not permitted")
-	out.Inheritable = sets("inheritable", c.Inheritable, out.Bounding, "it is not in the bounding set")
-	out.Ambient = sets("ambient", c.Ambient, out.Permitted&out.Inheritable, "it is not both permitted and inheritable")
+	out.Bounding = sets("bounding", c.Bounding, ours, "lrun has not got them itself")
+	out.Permitted = sets("permitted", c.Permitted, ours, "lrun has not got them itself")
+	out.Effective = sets("effective", c.Effective, out.Permitted, "they are not permitted")
+	out.Inheritable = sets("inheritable", c.Inheritable, out.Bounding, "they are not in the bounding set")
+	out.Ambient = sets("ambient", c.Ambient, out.Permitted&out.Inheritable, "they are not both permitted and inheritable")
 	return out, warnings
 }
 

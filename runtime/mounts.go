@@ -22,6 +22,7 @@ type mountFlags struct {
 	propagation      uint64 // MS_
 	bind, rbind      bool
 	idMap, ridMap    bool
+	copyUp           bool
 	data             []string
 }
 
@@ -78,7 +79,9 @@ func parseOptions(options []string) (f mountFlags, err error) {
 			f.idMap = true
 		case o == "ridmap":
 			f.idMap, f.ridMap = true, true
-		case o == "tmpcopyup", o == "remount", o == "iversion", o == "noiversion":
+		case o == "tmpcopyup":
+			f.copyUp = true
+		case o == "remount", o == "iversion", o == "noiversion":
 			return f, fmt.Errorf("option %q is not supported", o)
 		case o == "silent", o == "loud": // whether the kernel logs a failure, which we report
 		default:
@@ -105,6 +108,9 @@ func (p *plan) mounts(s *specs.Spec, ns *namespaces, o *CreateOptions, hs *hiera
 		}
 		if m.Type == "bind" {
 			f.bind = true
+		}
+		if f.copyUp && m.Type != "tmpfs" {
+			return fmt.Errorf("%s: only a tmpfs can have the option tmpcopyup", what)
 		}
 		if f.bind || m.Type == "none" {
 			if err := p.bindMount(dest, m, f); err != nil {
@@ -158,13 +164,23 @@ func (p *plan) mounts(s *specs.Spec, ns *namespaces, o *CreateOptions, hs *hiera
 				f.data = append(f.data, "context="+label)
 			}
 		}
-		p.Mounts = append(p.Mounts, initproto.Mount{
+		fresh := initproto.Mount{
 			Dest: dest, FD: initproto.NewFS, FSType: m.Type, Source: source, Options: f.data, AttrSet: f.set | f.recSet,
-			Propagation: f.propagation, Strict: o.group == nil || strict(dest),
-		})
+			Propagation: f.propagation, Strict: o.group == nil || strict(dest), CopyUp: f.copyUp,
+			LikeTarget: o.group != nil && m.Type == "tmpfs" && !slices.ContainsFunc(f.data, isMode),
+		}
+		writable := fresh.AttrSet &^ unix.MOUNT_ATTR_RDONLY
+		if f.copyUp && writable != fresh.AttrSet { // read-only once the content is there
+			fresh.AttrSet = writable
+			p.Mounts = append(p.Mounts, fresh, initproto.Mount{Dest: dest, FD: initproto.Remount, AttrSet: unix.MOUNT_ATTR_RDONLY})
+			continue
+		}
+		p.Mounts = append(p.Mounts, fresh)
 	}
 	return nil
 }
+
+func isMode(option string) bool { return strings.HasPrefix(option, "mode=") }
 
 // groupBinds shows a container without a cgroup namespace its own groups and no others: each bound to its usual place.
 func (p *plan) groupBinds(dest string, f mountFlags, g *cgroup) {

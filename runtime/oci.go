@@ -266,6 +266,7 @@ func (m *OCI) check(co *CreateOptions, o *OCIOptions) (*namespaces, *plan, error
 	if p.Process, err = processWords(proc, l); err != nil {
 		return nil, nil, err
 	}
+	p.Loopback = ns.makes(unix.CLONE_NEWNET) // as everybody's runtime does
 	x := p.Process
 	x.Detached = !ns.makes(unix.CLONE_NEWNS)
 	if _, ok := kernelAtLeast(6, 15); x.Detached && !ok {

@@ -165,6 +165,8 @@ func (c *coder) mount(m *Mount) {
 	c.bool(&m.Strict)
 	c.bool(&m.File)
 	c.bool(&m.Optional)
+	c.bool(&m.LikeTarget)
+	c.bool(&m.CopyUp)
 }
 
 func (c *coder) device(d *Device) {
@@ -195,6 +197,7 @@ func (c *coder) plan(p *Plan) {
 	c.bool(&p.CgroupNS)
 	c.bool(&p.UserNS)
 	c.bool(&p.OwnDev)
+	c.bool(&p.Loopback)
 	c.bool(&p.RootReadonly)
 	number(c, &p.RootPropagation)
 	list(c, &p.Mounts, 40, (*coder).mount)

@@ -146,6 +146,8 @@ type Mount struct {
 	Strict, File bool
 	// Optional mounts that the kernel refuses are left out.
 	Optional bool
+	// LikeTarget gives a new file system the mode of the directory it covers, CopyUp that directory's content.
+	LikeTarget, CopyUp bool
 }
 
 // Values of Mount.FD beside an index.
@@ -186,7 +188,9 @@ type Plan struct {
 	Hostname, Domainname string
 	CgroupNS, UserNS     bool
 	// OwnDev says that /dev is a file system of our own, to be filled with the usual nodes and links.
-	OwnDev          bool
+	OwnDev bool
+	// Loopback has the loopback device brought up, in a network namespace that is new.
+	Loopback        bool
 	RootReadonly    bool
 	RootPropagation uint64
 	Mounts          []Mount

@@ -11,8 +11,8 @@ func fullRequest() *Request {
 		Kind: Setup, ID: "x", Signal: -9,
 		Session: &Session{ID: "s", Args: []string{"a", ""}, Env: []string{"A=b"}, Cwd: "/", User: "u:g", TTY: true, Cols: 1, Rows: 65535},
 		Plan: &Plan{
-			FDs: 3, Hostname: "h", Domainname: "d", CgroupNS: true, UserNS: true, OwnDev: true, RootReadonly: true, RootPropagation: 1 << 18,
-			Mounts:  []Mount{{Dest: "/a", FD: -1, FSType: "tmpfs", Source: "s", Options: []string{"k=v"}, AttrSet: 1, Recursive: true, Propagation: 3, Strict: true, File: true, Optional: true}},
+			FDs: 3, Hostname: "h", Domainname: "d", CgroupNS: true, UserNS: true, OwnDev: true, Loopback: true, RootReadonly: true, RootPropagation: 1 << 18,
+			Mounts:  []Mount{{Dest: "/a", FD: -1, FSType: "tmpfs", Source: "s", Options: []string{"k=v"}, AttrSet: 1, Recursive: true, Propagation: 3, Strict: true, File: true, Optional: true, LikeTarget: true, CopyUp: true}},
 			Devices: []Device{{Path: "/dev/x", Host: "/dev/y", Mode: 1, Major: 2, Minor: 3, UID: 4, GID: 5}},
 			Masked:  []string{"/m"}, Readonly: []string{"/r"}, Sysctl: []Pair{{"k", "v"}}, Rlimits: []Rlimit{{1, 2, ^uint64(0)}},
 			Caps: Caps{1, 2, 3, 4, 5}, NoNewPrivs: true, Umask: 0o22, Groups: []uint32{7}, ExecLabelFile: "exec", ExecLabel: "l",
