@@ -49,8 +49,10 @@ lint: ## gofmt, go vet, staticcheck, and the panel's type check
 	$(GO) run $(STATICCHECK) ./...
 	cd web/panel && npm run --silent check
 
-bench: build ## measure: create to first prompt byte, and each room's own benchmarks
-	$(GO) run ./tests/bench $(ARGS)
+bench: build ## measure beside crun, runc, podman and docker, each started here; a table (and ARGS="-json F -page F")
+	@scripts/setup bench
+	$(GO) build -o bin/bench ./tests/bench
+	bin/bench $(ARGS)
 
 probe: setup init ## a hostile program tries to get out of an environment; a table of what it tried
 	@scripts/setup test

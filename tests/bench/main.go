@@ -1,208 +1,165 @@
-// Command bench measures the way of a create, from the HTTP request to the
-// first byte of the shell's prompt on a websocket, through the whole platform
-// as it is shipped: `learnos up` with everything inside, or (-daemons) three
-// daemons and a real etcd.
+// Command bench measures Learnos beside its peers in the same run, on the same machine: Debian's crun, runc and
+// bubblewrap, podman, and docker, whose daemon it starts and stops itself.
 //
-// It prints medians and 99th percentiles, one create at a time and several at
-// once, and the time each stage took on the node. It judges nothing.
+//	go run ./tests/bench [-only REGEXP] [-quick] [-json FILE] [-page docs/bench.md]
+//	go run ./tests/bench -page docs/bench.md FILE.json
+//
+// Everything runs in mount, network and process namespaces of its own: with an empty /run and /dev/shm, without a hybrid
+// machine's second cgroup hierarchy (crun refuses it), and with no network but its own loopback, on which a registry
+// serves the images. So nothing of the machine's is touched, nothing outlives the run, and all contenders have the same.
+//
+// Contenders take turns, run by run. Figures are the minimum, the median and the 99th percentile; a target is judged by
+// the medians of one run. A peer that isn't there, or fails, is a row that says so, and the exit status is 3.
+//
+// One file is one question; each adds its part to the table below.
 package main
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
+	"os/signal"
 	"path/filepath"
-	"slices"
+	"regexp"
 	"strings"
-	"sync"
-	"text/tabwriter"
+	"syscall"
 	"time"
-
-	"github.com/learnos/learnos/tests/platform"
 )
 
+// part measures one thing.
+type part struct {
+	name string
+	run  func(context.Context, *bench) ([]*Measure, error)
+}
+
+var parts = []part{
+	{"cycle", cycle},
+	{"exec", execTrue},
+	{"create", creates},
+}
+
+// bench is what the parts have in common.
+type bench struct {
+	quick bool
+	work  string // a directory of our own, on a disk
+	bin   string // of the binaries that `make build` makes
+	tag   string // names cgroups and containers
+}
+
+// runs is how often something is to be measured.
+func (b *bench) runs(full, quick int) int {
+	if b.quick {
+		return quick
+	}
+	return full
+}
+
 func main() {
-	n := flag.Int("n", 200, "creates in each series")
-	at := flag.Int("at-once", 8, "creates under way at once in the second series")
-	daemons := flag.Bool("daemons", false, "three daemons and a real etcd instead of one process")
-	bin := flag.String("bin", "bin", "directory of the binaries (make build)")
-	asJSON := flag.Bool("json", false, "print JSON instead of tables")
+	only := flag.String("only", "", "run only parts whose name matches `REGEXP`: "+strings.Join(partNames(), ", "))
+	quick := flag.Bool("quick", false, "fewer runs, for a look: three minutes at most")
+	jsonFile := flag.String("json", "", "write the report to `FILE`")
+	page := flag.String("page", "", "write the report as a page (with its plots) to `FILE`; with an argument, of that report")
+	bin := flag.String("bin", "bin", "`DIR` of the binaries (make build)")
+	work := flag.String("work", "", "`DIR` to work in, on a disk (default: a new one in the temporary directory)")
 	flag.Parse()
-	if err := bench(context.Background(), *n, *at, *daemons, *bin, *asJSON); err != nil {
+	if err := start(*only, *quick, *jsonFile, *page, *bin, *work); err != nil {
+		var inside *status
+		if errors.As(err, &inside) {
+			os.Exit(inside.code) // it has said why
+		}
 		fmt.Fprintln(os.Stderr, "bench:", err)
+		var inc *incomplete
+		if errors.As(err, &inc) {
+			os.Exit(3)
+		}
 		os.Exit(1)
 	}
 }
 
-// series is what one way of creating was seen to take.
-type series struct {
-	Name    string                     `json:"name"`
-	Creates int                        `json:"creates"`
-	Wall    time.Duration              `json:"wallNs"`
-	Stages  map[string][]time.Duration `json:"stagesNs"`
+func partNames() (names []string) {
+	for _, p := range parts {
+		names = append(names, p.name)
+	}
+	return names
 }
 
-func bench(ctx context.Context, n, atOnce int, daemons bool, bin string, asJSON bool) (err error) {
-	bin, err = filepath.Abs(bin)
+func start(only string, quick bool, jsonFile, page, bin, work string) error {
+	filter, err := regexp.Compile(only)
 	if err != nil {
-		return err
+		return fmt.Errorf("-only: %w", err)
 	}
-	if _, err := exec.LookPath(filepath.Join(bin, "learnos")); err != nil {
-		return fmt.Errorf("%w; `make build` makes it", err)
-	}
-	dir, err := os.MkdirTemp("", "learnos-bench-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
-	p, err := platform.Start(ctx, dir, platform.Options{Bin: bin, Embedded: !daemons, Env: map[string]string{
-		"LEARNOS_GATEWAY_MAXENVIRONMENTS": fmt.Sprint(10 * atOnce),
-		"LEARNOS_COMMON_LOGLEVEL":         "warn",
-	}})
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if cerr := p.Close(); err == nil {
-			err = cerr
+	if flag.NArg() > 0 {
+		if flag.NArg() > 1 || page == "" {
+			return errors.New("want one report, and -page FILE to write it to")
 		}
-	}()
-	c, err := p.Register(ctx, "bench", rand.Text())
-	if err != nil {
-		return err
-	}
-	if err := once(ctx, c, func(string, time.Duration) {}); err != nil { // the image is built here
-		return fmt.Errorf("warm up: %w", err)
-	}
-	var all []series
-	for _, workers := range []int{1, atOnce} {
-		s, err := measure(ctx, c, n, workers)
+		r, err := readReport(flag.Arg(0))
 		if err != nil {
-			return fmt.Errorf("%w\n%s", err, p.Logs())
+			return err
 		}
-		all = append(all, s)
+		return writePage(r, page)
 	}
-	if asJSON {
-		return json.NewEncoder(os.Stdout).Encode(all)
-	}
-	for _, s := range all {
-		s.print()
-	}
-	return nil
-}
-
-func measure(ctx context.Context, c *platform.Client, n, workers int) (series, error) {
-	s := series{Name: fmt.Sprintf("%d at once", workers), Creates: n, Stages: map[string][]time.Duration{}}
-	var (
-		mu    sync.Mutex
-		wg    sync.WaitGroup
-		first error
-		todo  = make(chan struct{}, n)
-	)
-	for range n {
-		todo <- struct{}{}
-	}
-	close(todo)
-	start := time.Now()
-	for range workers {
-		wg.Go(func() {
-			for range todo {
-				err := once(ctx, c, func(stage string, d time.Duration) {
-					mu.Lock()
-					s.Stages[stage] = append(s.Stages[stage], d)
-					mu.Unlock()
-				})
-				if err != nil {
-					mu.Lock()
-					if first == nil {
-						first = err
-					}
-					mu.Unlock()
-					return
-				}
-			}
-		})
-	}
-	wg.Wait()
-	s.Wall = time.Since(start)
-	return s, first
-}
-
-// once creates an environment, waits for its prompt, and deletes it.
-func once(ctx context.Context, c *platform.Client, took func(stage string, d time.Duration)) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	start := time.Now()
-	env, err := c.Create(ctx, "busybox")
-	if err != nil {
-		return err
-	}
-	took("http create", time.Since(start))
-	ready, err := c.WaitState(ctx, env.ID, "running")
-	if err != nil {
-		return err
-	}
-	took("→ running (seen by the client)", time.Since(start))
-	session, err := c.Session(ctx, env.ID, true)
-	if err != nil {
-		return err
-	}
-	took("→ session started", time.Since(start))
-	term, err := c.Attach(ctx, env.ID, session, -1)
-	if err != nil {
-		return err
-	}
-	defer term.Close()
-	if _, err := term.Expect(ctx, "#"); err != nil {
-		return err
-	}
-	took("→ first prompt byte", time.Since(start))
-	for stage, micros := range ready.Timings {
-		took("node: "+stage, time.Duration(micros)*time.Microsecond)
-	}
-	start = time.Now()
-	if err := c.Delete(ctx, env.ID); err != nil {
-		return err
-	}
-	took("delete, until it is gone", time.Since(start))
-	return nil
-}
-
-func (s series) print() {
-	fmt.Printf("%d creates, %s: %.1f a second\n", s.Creates, s.Name, float64(s.Creates)/s.Wall.Seconds())
-	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "p50 ms\tp99 ms\tmax ms\t  stage")
-	names := make([]string, 0, len(s.Stages))
-	for name := range s.Stages {
-		names = append(names, name)
-	}
-	slices.SortFunc(names, func(a, b string) int {
-		if na, nb := strings.HasPrefix(a, "node:"), strings.HasPrefix(b, "node:"); na != nb {
-			if na {
-				return 1
-			}
-			return -1
+	var chosen []part
+	for _, p := range parts {
+		if filter.MatchString(p.name) {
+			chosen = append(chosen, p)
 		}
-		return int(quantile(s.Stages[a], 0.5) - quantile(s.Stages[b], 0.5))
-	})
-	for _, name := range names {
-		d := s.Stages[name]
-		fmt.Fprintf(w, "%.2f\t%.2f\t%.2f\t  %s\n", ms(quantile(d, 0.5)), ms(quantile(d, 0.99)), ms(quantile(d, 1)), name)
 	}
-	w.Flush()
-	fmt.Println()
+	if len(chosen) == 0 {
+		return fmt.Errorf("-only %s: no such part; there are %s", only, strings.Join(partNames(), ", "))
+	}
+	if os.Getenv(stageVariable) == "" {
+		return outside(work)
+	}
+	if bin, err = filepath.Abs(bin); err != nil {
+		return err
+	}
+	for _, name := range []string{"lrun", "nodeagent", "learnos"} {
+		if _, err := os.Stat(filepath.Join(bin, name)); err != nil {
+			return fmt.Errorf("%w; `make build` makes it", err)
+		}
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	work = os.Getenv(stageVariable)
+	b := &bench{quick: quick, work: work, bin: bin, tag: filepath.Base(work)}
+	r := &Report{When: time.Now().UTC().Truncate(time.Second), Quick: quick, Machine: machine(), Versions: versions(ctx, b),
+		Command: strings.Join(append([]string{"go run ./tests/bench"}, os.Args[1:]...), " ")}
+	for i, p := range chosen {
+		began := time.Now()
+		say("part %d of %d: %s", i+1, len(chosen), p.name)
+		measures, err := p.run(ctx, b)
+		for _, m := range measures {
+			m.judge()
+			printMeasure(os.Stdout, m)
+		}
+		r.Measures = append(r.Measures, measures...)
+		if err != nil {
+			r.Failed = append(r.Failed, fmt.Sprintf("part %s: %v", p.name, err))
+			say("part %s failed: %v", p.name, err)
+		}
+		if ctx.Err() != nil {
+			return errors.New("interrupted; what was measured so far is above")
+		}
+		say("part %s took %.0f s", p.name, time.Since(began).Seconds())
+	}
+	r.Took = time.Since(r.When)
+	printTargets(os.Stdout, r)
+	if jsonFile != "" {
+		if err := r.write(jsonFile); err != nil {
+			return err
+		}
+	}
+	if page != "" {
+		if err := writePage(r, page); err != nil {
+			return err
+		}
+	}
+	return r.complete()
 }
 
-// quantile is the nearest-rank quantile of d.
-func quantile(d []time.Duration, q float64) time.Duration {
-	sorted := slices.Clone(d)
-	slices.Sort(sorted)
-	i := int(q*float64(len(sorted))+0.999999) - 1
-	return sorted[max(0, min(i, len(sorted)-1))]
+// say tells a person who waits.
+func say(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "bench: "+format+"\n", args...)
 }
-
-func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

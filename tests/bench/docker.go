@@ -1,0 +1,4 @@
+package main
+
+// dockerd is Debian's.
+const dockerd = "/usr/sbin/dockerd"
