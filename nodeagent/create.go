@@ -101,6 +101,13 @@ func (o *CreateOptions) check() error {
 		return fmt.Errorf("network %q: want bridge, none or host", o.Net)
 	case o.Net != NetBridge && len(o.Ports) > 0:
 		return fmt.Errorf("published ports need the bridge network, not %q", o.Net)
+	case o.Net != NetBridge && (o.Limits.NetUpBits != 0 || o.Limits.NetDownBits != 0):
+		return fmt.Errorf("bandwidth limits need the bridge network, not %q", o.Net)
+	case o.Net == NetHost && o.Limits.NetQuotaBytes != 0:
+		return errors.New("the host's network has no traffic counters of one environment: a traffic quota needs the bridge network")
+	}
+	if err := o.Limits.check(); err != nil {
+		return err
 	}
 	for _, kv := range o.Env {
 		if key, _, ok := strings.Cut(kv, "="); !ok || key == "" || strings.ContainsRune(kv, 0) {
@@ -234,6 +241,9 @@ func (b *builder) build(ctx context.Context) (err error) {
 
 	spec, err := buildSpec(r)
 	if err != nil {
+		return err
+	}
+	if err := setIORates(spec.Linux.Resources, r.Limits.IO, n.root); err != nil {
 		return err
 	}
 	var snapshot *rootfs.Snapshot
@@ -401,7 +411,9 @@ func (b *builder) network(ctx context.Context, bridge *netbridge.Bridge) (netip.
 		}
 	case NetBridge:
 		b.onFailure(func(ctx context.Context) error { return bridge.Detach(ctx, r.ID) })
-		a, err := bridge.Attach(ctx, r.ID, b.netns, netbridge.AttachOptions{Ports: r.Ports, Hostname: r.Hostname})
+		a, err := bridge.Attach(ctx, r.ID, b.netns, netbridge.AttachOptions{
+			Ports: r.Ports, Hostname: r.Hostname, NetUp: uint64(r.Limits.NetUpBits), NetDown: uint64(r.Limits.NetDownBits),
+		})
 		if err != nil {
 			return netip.Addr{}, fmt.Errorf("network: %w", err)
 		}

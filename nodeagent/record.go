@@ -51,12 +51,24 @@ type Volume struct {
 
 // Limits are an environment's rations. Zero means none.
 type Limits struct {
-	MemoryBytes   int64   `json:"memoryBytes,omitempty"`
-	CPUs          float64 `json:"cpus,omitempty"` // 1.5 = one and a half processors' time
-	Cpuset        string  `json:"cpuset,omitempty"`
-	PIDs          int64   `json:"pids,omitempty"`
-	NetQuotaBytes int64   `json:"netQuotaBytes,omitempty"` // received + sent, over its life
-	BlkQuotaBytes int64   `json:"blkQuotaBytes,omitempty"` // read + written, over its life
+	MemoryBytes     int64   `json:"memoryBytes,omitempty"`
+	MemoryHighBytes int64   `json:"memoryHighBytes,omitempty"` // above it the kernel reclaims and slows down (v2 only)
+	CPUs            float64 `json:"cpus,omitempty"`            // 1.5 = one and a half processors' time
+	Cpuset          string  `json:"cpuset,omitempty"`
+	PIDs            int64   `json:"pids,omitempty"`
+	NetUpBits       int64   `json:"netUpBits,omitempty"`     // bits per second out of the environment
+	NetDownBits     int64   `json:"netDownBits,omitempty"`   // bits per second into it
+	IO              IORates `json:"io,omitzero"`             // of the disk that holds the writable layer
+	NetQuotaBytes   int64   `json:"netQuotaBytes,omitempty"` // received + sent, over its life
+	BlkQuotaBytes   int64   `json:"blkQuotaBytes,omitempty"` // read + written, over its life
+}
+
+// IORates bound what an environment moves from and to a disk in a second. Zero means unbounded.
+type IORates struct {
+	ReadBytes  int64 `json:"readBytes,omitempty"`
+	WriteBytes int64 `json:"writeBytes,omitempty"`
+	Reads      int64 `json:"reads,omitempty"` // operations
+	Writes     int64 `json:"writes,omitempty"`
 }
 
 // Process names a process so that its number's next bearer is not mistaken for it.

@@ -76,6 +76,9 @@ func setResources(l *specs.Linux, lim Limits) {
 		// Memory and swap together may not pass the limit either: swap is the host's.
 		l.Resources.Memory = &specs.LinuxMemory{Limit: &lim.MemoryBytes, Swap: &lim.MemoryBytes}
 	}
+	if lim.MemoryHighBytes > 0 {
+		l.Resources.Unified = map[string]string{"memory.high": strconv.FormatInt(lim.MemoryHighBytes, 10)}
+	}
 	if lim.CPUs > 0 || lim.Cpuset != "" {
 		l.Resources.CPU = &specs.LinuxCPU{Cpus: lim.Cpuset}
 	}

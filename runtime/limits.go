@@ -214,11 +214,67 @@ func (l *limits) cpu(c *specs.LinuxCPU) {
 		l.set("CPU idle", "cpu", "cpu.idle", "cpu.idle", v, v)
 	}
 	if c.Cpus != "" {
-		l.set("CPU set", "cpuset", "cpuset.cpus", "cpuset.cpus", c.Cpus, c.Cpus)
+		l.members("CPU set", "cpuset.cpus", c.Cpus)
 	}
 	if c.Mems != "" {
-		l.set("memory nodes", "cpuset", "cpuset.mems", "cpuset.mems", c.Mems, c.Mems)
+		l.members("memory nodes", "cpuset.mems", c.Mems)
 	}
+}
+
+// members sets one of the lists of a cpuset. What is not to be had is refused here: v1 would say no more than "invalid
+// argument", and v2 would take it without a word and let the processes run elsewhere (admin-guide/cgroup-v2, Cpuset).
+func (l *limits) members(what, file, list string) {
+	dir, v2, ok := l.g.controller("cpuset")
+	if !ok {
+		l.fail(what, errors.New("the kernel has no cpuset cgroup controller"))
+		return
+	}
+	above := filepath.Join(filepath.Dir(dir), file)
+	if v2 {
+		above += ".effective"
+	}
+	have, err := os.ReadFile(above)
+	if err != nil {
+		l.fail(what+" "+list, err)
+		return
+	}
+	given, err := parseList(strings.TrimSpace(string(have)))
+	if err != nil {
+		l.fail(what+" "+list, err)
+		return
+	}
+	asked, err := parseList(list)
+	if err != nil {
+		l.fail(what+" "+strconv.Quote(list), err)
+		return
+	}
+	for n := range asked {
+		if !given[n] {
+			l.fail(what+" "+list, fmt.Errorf("%d is not among those here, which are %s", n, strings.TrimSpace(string(have))))
+			return
+		}
+	}
+	l.set(what, "cpuset", file, file, list, list)
+}
+
+// parseList reads the kernel's list format, "0-2,5" (cpuset(7)).
+func parseList(text string) (map[int]bool, error) {
+	set := map[int]bool{}
+	for part := range strings.SplitSeq(text, ",") {
+		low, high, ranged := strings.Cut(strings.TrimSpace(part), "-")
+		first, err := strconv.ParseUint(low, 10, 14)
+		last := first
+		if err == nil && ranged {
+			last, err = strconv.ParseUint(high, 10, 14)
+		}
+		if err != nil || last < first {
+			return nil, fmt.Errorf("want numbers and ranges, as in 0-2,5, not %q", part)
+		}
+		for n := first; n <= last; n++ {
+			set[int(n)] = true
+		}
+	}
+	return set, nil
 }
 
 // sharesToWeight maps v1's 2…262144 to v2's 1…10000, the ends and the order kept.

@@ -155,12 +155,15 @@ type Stats struct {
 
 // PSI is pressure stall information by resource (Documentation/accounting/psi.rst).
 type PSI struct {
-	CPU, Memory, IO Pressure
+	CPU    Pressure `json:"cpu"`
+	Memory Pressure `json:"memory"`
+	IO     Pressure `json:"io"`
 }
 
 // Pressure is the share of time, in percent over the last 10 seconds, in which some (or all) tasks waited.
 type Pressure struct {
-	Some10, Full10 float64
+	Some10 float64 `json:"some10"`
+	Full10 float64 `json:"full10"`
 }
 
 // Check is one thing the runtime wants of the machine.

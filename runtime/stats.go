@@ -52,23 +52,7 @@ func (g *cgroup) stats() (Stats, error) {
 	s.OOMKills = g.oomKills()
 	s.PIDs = number(g.read("pids", "pids.current", "pids.current"))
 	s.PIDsLimit = number(g.read("pids", "pids.max", "pids.max"))
-	if _, v2, ok := g.controller("blkio"); ok && v2 {
-		for _, field := range strings.Fields(g.read("blkio", "", "io.stat")) {
-			if v, ok := strings.CutPrefix(field, "rbytes="); ok {
-				s.BlockRead += number(v)
-			} else if v, ok := strings.CutPrefix(field, "wbytes="); ok {
-				s.BlockWrite += number(v)
-			}
-		}
-	} else {
-		for line := range strings.Lines(g.read("blkio", "blkio.throttle.io_service_bytes_recursive", "")) {
-			if f := strings.Fields(line); len(f) == 3 && f[1] == "Read" {
-				s.BlockRead += number(f[2])
-			} else if len(f) == 3 && f[1] == "Write" {
-				s.BlockWrite += number(f[2])
-			}
-		}
-	}
+	s.BlockRead, s.BlockWrite = g.blockIO()
 	s.PSI = g.psi()
 	return s, nil
 }

@@ -188,17 +188,43 @@ func inspectCommand() command {
 				if _, err := n.Reconcile(ctx); err != nil {
 					fmt.Fprintln(a.stderr, "nodeagent: tidy up:", err)
 				}
-				list := []*nodeagent.Record{}
+				list := []inspected{}
 				err = forEach(a, args, func(ref string) error {
 					r, err := n.Find(ref)
 					if err == nil {
-						list = append(list, r)
+						list = append(list, inspect(r))
 					}
 					return err
 				})
 				return errors.Join(printJSON(a.stdout, list), err)
 			}
 		}}
+}
+
+// inspected is a record as people read it: its durations have units.
+type inspected struct {
+	*nodeagent.Record
+	Timings  map[string]string  `json:"timings,omitempty"`
+	Platform *inspectedPlatform `json:"platform,omitempty"`
+}
+
+type inspectedPlatform struct {
+	*nodeagent.PlatformRecord
+	IdleTimeout string `json:"idleTimeout,omitempty"`
+}
+
+func inspect(r *nodeagent.Record) inspected {
+	out := inspected{Record: r, Timings: map[string]string{}}
+	for stage, micros := range r.Timings {
+		out.Timings[stage] = (time.Duration(micros) * time.Microsecond).String()
+	}
+	if r.Platform != nil {
+		out.Platform = &inspectedPlatform{PlatformRecord: r.Platform}
+		if r.Platform.IdleTimeout > 0 {
+			out.Platform.IdleTimeout = r.Platform.IdleTimeout.String()
+		}
+	}
+	return out
 }
 
 // statsRow is one environment's figures.
@@ -214,11 +240,15 @@ type statsRow struct {
 	TxBytes     uint64  `json:"txBytes"`
 	BlockRead   uint64  `json:"blockRead"`
 	BlockWrite  uint64  `json:"blockWrite"`
+	// PSI is pressure stall information, where the kernel keeps it.
+	PSI *runtime.PSI `json:"psi,omitempty"`
 }
 
 func statsCommand() command {
 	return command{name: "stats", args: "[ENV…]", short: "show what environments use",
-		long:    "On a terminal the table is renewed every second until interrupted; elsewhere it is printed once.",
+		long: `On a terminal the table is renewed every second until interrupted; elsewhere it is printed once. PRESSURE is the share
+of the last ten seconds in which something inside waited for a processor, memory or a disk (only where the kernel has
+cgroup v2 and keeps it: psi=1).`,
 		example: "nodeagent stats\nnodeagent stats --json web",
 		define: func(f *pflag.FlagSet) func(context.Context, *app, []string) error {
 			once := f.Bool("no-stream", false, "print once")
@@ -297,20 +327,24 @@ func readStats(ctx context.Context, n *nodeagent.Node, refs []string) ([]statsRo
 			return nil, err
 		}
 		rows = append(rows, statsRow{ID: r.ID, Name: r.Name, CPUNanos: s.CPUNanos, MemoryBytes: s.MemoryBytes, MemoryLimit: s.MemoryLimit,
-			PIDs: s.PIDs, RxBytes: s.Net.RxBytes, TxBytes: s.Net.TxBytes, BlockRead: s.BlockRead, BlockWrite: s.BlockWrite})
+			PIDs: s.PIDs, RxBytes: s.Net.RxBytes, TxBytes: s.Net.TxBytes, BlockRead: s.BlockRead, BlockWrite: s.BlockWrite, PSI: s.PSI})
 	}
 	return rows, nil
 }
 
 func statsTable(rows []statsRow) *table {
-	t := newTable("ID", "NAME", "CPU", "MEMORY", "LIMIT", "PIDS", "RX", "TX", "READ", "WRITTEN")
+	t := newTable("ID", "NAME", "CPU", "MEMORY", "LIMIT", "PIDS", "RX", "TX", "READ", "WRITTEN", "PRESSURE")
 	for _, s := range rows {
 		limit := "-"
 		if s.MemoryLimit > 0 {
 			limit = sizeText(int64(s.MemoryLimit))
 		}
+		pressure := "-"
+		if p := s.PSI; p != nil {
+			pressure = fmt.Sprintf("cpu %.0f%% mem %.0f%% io %.0f%%", p.CPU.Some10, p.Memory.Some10, p.IO.Some10)
+		}
 		t.row(clipText(s.ID, 12), s.Name, fmt.Sprintf("%.1f%%", s.CPUPercent), sizeText(int64(s.MemoryBytes)), limit, strconv.FormatUint(s.PIDs, 10),
-			sizeText(int64(s.RxBytes)), sizeText(int64(s.TxBytes)), sizeText(int64(s.BlockRead)), sizeText(int64(s.BlockWrite)))
+			sizeText(int64(s.RxBytes)), sizeText(int64(s.TxBytes)), sizeText(int64(s.BlockRead)), sizeText(int64(s.BlockWrite)), pressure)
 	}
 	return t
 }

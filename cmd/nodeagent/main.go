@@ -166,7 +166,7 @@ func (a *app) run(ctx context.Context, prefix string, c command, args []string) 
 		return nil
 	}
 	if err != nil {
-		return badUsage("%s: %w (see `%s %s --help`)", c.name, err, prefix, c.name)
+		return badUsage("%s: %w (see `%s %s --help`)", c.name, plainParse(err), prefix, c.name)
 	}
 	err = do(ctx, a, f.Args())
 	var usage *usageError
@@ -177,6 +177,22 @@ func (a *app) run(ctx context.Context, prefix string, c command, args []string) 
 		return badUsage("%s: %w (see `%s %s --help`)", c.name, usage.err, prefix, c.name)
 	}
 	return err
+}
+
+// plainParse says what a flag wants, where pflag would quote Go's number parser.
+func plainParse(err error) error {
+	var bad *pflag.InvalidValueError
+	if !errors.As(err, &bad) {
+		return err
+	}
+	want := "another kind of value"
+	switch bad.GetFlag().Value.Type() {
+	case "int", "int64":
+		want = "a whole number"
+	case "bool":
+		want = "true or false"
+	}
+	return fmt.Errorf("--%s %q: want %s", bad.GetFlag().Name, bad.GetValue(), want)
 }
 
 func rootFlag(f *pflag.FlagSet, root *string) {

@@ -22,17 +22,13 @@ import (
 	"github.com/learnos/learnos/runtime"
 )
 
-// defaultPIDs keeps a fork bomb inside its environment when nobody has said how many processes it may have.
-const defaultPIDs = 4096
-
 // runFlags are what `run` was told.
 type runFlags struct {
-	interactive, tty, detach, rm, readOnly, insecure   bool
-	name, hostname, net, memory, cpuset, cwd, user, ns string
-	cpus                                               float64
-	pids                                               int64
-	env, ports, volumes                                []string
-	entrypoint                                         string
+	interactive, tty, detach, rm, readOnly, insecure bool
+	name, hostname, net, cwd, user, ns               string
+	limits                                           limitFlags
+	env, ports, volumes                              []string
+	entrypoint                                       string
 }
 
 func runCommand() command {
@@ -56,10 +52,7 @@ nodeagent run -d --name web -p 8080:80 --memory 128m --cpus 0.5 busybox httpd -f
 			f.StringVar(&o.hostname, "hostname", "", "`HOST` name inside (default: the id's beginning)")
 			f.StringVar(&o.net, "net", nodeagent.NetBridge, "`MODE`: bridge (own address behind NAT), none, or host")
 			f.StringArrayVarP(&o.ports, "publish", "p", nil, "`[IP:]HOSTPORT:PORT[/udp]` to publish; may be repeated")
-			f.StringVar(&o.memory, "memory", "", "memory limit, a `SIZE` as in 512m")
-			f.Float64Var(&o.cpus, "cpus", 0, "processor time limit, `N` processors' worth as in 1.5")
-			f.StringVar(&o.cpuset, "cpuset", "", "`LIST` of processors to run on, as in 0-2,5")
-			f.Int64Var(&o.pids, "pids", defaultPIDs, "limit of processes and threads; `N`, 0 for none")
+			o.limits.define(f)
 			f.StringArrayVarP(&o.env, "env", "e", nil, "environment variable `K=V` (K alone: ours); may be repeated")
 			f.StringVarP(&o.cwd, "workdir", "w", "", "`DIR` to begin in")
 			f.StringVarP(&o.user, "user", "u", "", "`USER`: name, uid, uid:gid")
@@ -99,20 +92,9 @@ func (o *runFlags) createOptions(f *pflag.FlagSet, args []string) (nodeagent.Cre
 		return c, fmt.Errorf("--net %q: want bridge, none or host", o.net)
 	}
 	var err error
-	if c.Limits.MemoryBytes, err = parseMemory(o.memory); err != nil {
+	if c.Limits, err = o.limits.parse(f); err != nil {
 		return c, err
 	}
-	if f.Changed("cpus") && !(o.cpus >= 0.01 && o.cpus <= 4096) { // so put, it catches NaN too
-		return c, fmt.Errorf("--cpus %v: want 0.01 to 4096", o.cpus)
-	}
-	c.Limits.CPUs = o.cpus
-	if c.Limits.Cpuset, err = parseCpuset(o.cpuset); err != nil {
-		return c, err
-	}
-	if o.pids != 0 && (o.pids < minPIDs || o.pids > maxPIDs) {
-		return c, fmt.Errorf("--pids %d: want %d to %d, or 0 for no limit", o.pids, minPIDs, maxPIDs)
-	}
-	c.Limits.PIDs = o.pids
 	for _, kv := range o.env {
 		if !strings.Contains(kv, "=") {
 			v, set := os.LookupEnv(kv)

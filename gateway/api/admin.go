@@ -27,7 +27,7 @@ func imageView(i store.Image) gin.H {
 	}
 	return gin.H{"id": i.ID, "name": i.Name, "title": i.Title, "titleZh": i.TitleZh, "description": i.Description, "descriptionZh": i.DescriptionZh,
 		"source": i.Source, "insecure": i.Insecure, "command": command, "logo": i.Logo, "memoryBytes": i.MemoryBytes, "cpus": i.CPUs, "pids": i.PIDs,
-		"diskBytes": i.DiskBytes, "netQuotaBytes": i.NetQuotaBytes, "blkQuotaBytes": i.BlkQuotaBytes, "lifetimeSeconds": i.LifetimeSeconds,
+		"diskBytes": i.DiskBytes, "netUpBits": i.NetUpBits, "netDownBits": i.NetDownBits, "netQuotaBytes": i.NetQuotaBytes, "blkQuotaBytes": i.BlkQuotaBytes, "lifetimeSeconds": i.LifetimeSeconds,
 		"enabled": i.Enabled, "position": i.Position}
 }
 
@@ -59,6 +59,8 @@ type imageRequest struct {
 	CPUs            *float64  `json:"cpus"`
 	PIDs            *int64    `json:"pids"`
 	DiskBytes       *int64    `json:"diskBytes"`
+	NetUpBits       *int64    `json:"netUpBits"`
+	NetDownBits     *int64    `json:"netDownBits"`
 	NetQuotaBytes   *int64    `json:"netQuotaBytes"`
 	BlkQuotaBytes   *int64    `json:"blkQuotaBytes"`
 	LifetimeSeconds *int64    `json:"lifetimeSeconds"`
@@ -87,6 +89,8 @@ func (in *imageRequest) apply(i *store.Image) error {
 	put(&i.CPUs, in.CPUs)
 	put(&i.PIDs, in.PIDs)
 	put(&i.DiskBytes, in.DiskBytes)
+	put(&i.NetUpBits, in.NetUpBits)
+	put(&i.NetDownBits, in.NetDownBits)
 	put(&i.NetQuotaBytes, in.NetQuotaBytes)
 	put(&i.BlkQuotaBytes, in.BlkQuotaBytes)
 	put(&i.LifetimeSeconds, in.LifetimeSeconds)

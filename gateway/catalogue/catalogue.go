@@ -28,6 +28,12 @@ func Check(i *store.Image) error {
 		}
 		return nil
 	}
+	rate := func(field string, bits int64) error {
+		if bits == 0 {
+			return nil
+		}
+		return limit(field, bits, 8_000, 1<<50) // less, and no packet gets through in a second
+	}
 	text := func(field, value string, most int) error {
 		if !utf8.ValidString(value) || utf8.RuneCountInString(value) > most || strings.ContainsAny(value, "\x00\r\n") {
 			return problem.Field(field, "must be one line of at most %d characters", most)
@@ -59,6 +65,7 @@ func Check(i *store.Image) error {
 		limit("memoryBytes", i.MemoryBytes, 6<<20, 1<<40), // less, and init does not begin
 		limit("pids", i.PIDs, 16, 1<<22),                  // init has threads of its own
 		limit("diskBytes", i.DiskBytes, 0, 100<<40),
+		rate("netUpBits", i.NetUpBits), rate("netDownBits", i.NetDownBits),
 		limit("netQuotaBytes", i.NetQuotaBytes, 0, 100<<40),
 		limit("blkQuotaBytes", i.BlkQuotaBytes, 0, 100<<40),
 		limit("lifetimeSeconds", i.LifetimeSeconds, 0, 365*24*3600),

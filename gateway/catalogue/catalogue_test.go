@@ -36,6 +36,8 @@ func TestCheckNamesTheField(t *testing.T) {
 		"cpus":            func(i *store.Image) { i.CPUs = 0 },
 		"pids":            func(i *store.Image) { i.PIDs = 0 },
 		"diskBytes":       func(i *store.Image) { i.DiskBytes = -1 },
+		"netUpBits":       func(i *store.Image) { i.NetUpBits = 100 },
+		"netDownBits":     func(i *store.Image) { i.NetDownBits = -1 },
 		"netQuotaBytes":   func(i *store.Image) { i.NetQuotaBytes = -1 },
 		"blkQuotaBytes":   func(i *store.Image) { i.BlkQuotaBytes = -1 },
 		"lifetimeSeconds": func(i *store.Image) { i.LifetimeSeconds = -1 },

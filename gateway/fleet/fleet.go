@@ -160,7 +160,7 @@ func (f *Fleet) Create(ctx context.Context, u store.User, image store.Image, nam
 		ID: auth.NewID("e"), UserID: u.ID, Owner: u.Username, Name: name,
 		Image: image.Name, Title: image.Title, TitleZh: image.TitleZh, Logo: image.Logo, Source: image.Source, Insecure: image.Insecure, Command: image.Command,
 		MemoryBytes: image.MemoryBytes, CPUs: image.CPUs, PIDs: image.PIDs, DiskBytes: image.DiskBytes,
-		NetQuotaBytes: image.NetQuotaBytes, BlkQuotaBytes: image.BlkQuotaBytes,
+		NetUpBits: image.NetUpBits, NetDownBits: image.NetDownBits, NetQuotaBytes: image.NetQuotaBytes, BlkQuotaBytes: image.BlkQuotaBytes,
 		LifetimeSeconds: int64(f.lifetime(image).Seconds()), IdleSeconds: int64(f.Policy.IdleTimeout.Seconds()),
 		CreatedAt: store.At(now),
 	}
@@ -264,7 +264,7 @@ func (f *Fleet) enqueue(ctx context.Context, e store.Environment) (store.Environ
 	job := queue.Job{ID: e.ID, Kind: queue.KindCreate, EnvID: e.ID, EnqueuedAt: e.TriedAt.Std(), Spec: &queue.EnvSpec{
 		ID: e.ID, Owner: e.Owner, Name: e.Name, Image: e.Image, Source: e.Source, Insecure: e.Insecure, Command: e.Command,
 		Limits: queue.Limits{MemoryBytes: e.MemoryBytes, CPUs: e.CPUs, PIDs: e.PIDs, DiskBytes: e.DiskBytes,
-			NetQuotaBytes: e.NetQuotaBytes, BlkQuotaBytes: e.BlkQuotaBytes},
+			NetUpBits: e.NetUpBits, NetDownBits: e.NetDownBits, NetQuotaBytes: e.NetQuotaBytes, BlkQuotaBytes: e.BlkQuotaBytes},
 		Deadline: e.Deadline.Std(), IdleTimeout: time.Duration(e.IdleSeconds) * time.Second, CreatedAt: e.TriedAt.Std(),
 	}}
 	var err error

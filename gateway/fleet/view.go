@@ -37,6 +37,8 @@ type View struct {
 	CPUs               float64          `json:"cpus"`
 	PIDs               int64            `json:"pids"`
 	DiskBytes          int64            `json:"diskBytes"`
+	NetUpBits          int64            `json:"netUpBits"`
+	NetDownBits        int64            `json:"netDownBits"`
 	NetQuotaBytes      int64            `json:"netQuotaBytes"`
 	BlkQuotaBytes      int64            `json:"blkQuotaBytes"`
 	Timings            map[string]int64 `json:"timings"`
@@ -49,7 +51,8 @@ func (f *Fleet) View(ctx context.Context, e store.Environment) View {
 		State: e.State, Stage: e.Stage, Percent: e.Percent, Reason: e.Reason, Node: e.Node, NodeOnline: e.Node != "" && f.online(e.Node), Address: e.Address,
 		CreatedAt: e.CreatedAt.Std(), StartedAt: e.StartedAt.Ptr(), EndedAt: e.EndedAt.Ptr(), Deadline: e.Deadline.Ptr(),
 		LatestDeadline: f.latestDeadline(e), IdleTimeoutSeconds: e.IdleSeconds,
-		MemoryBytes: e.MemoryBytes, CPUs: e.CPUs, PIDs: e.PIDs, DiskBytes: e.DiskBytes, NetQuotaBytes: e.NetQuotaBytes, BlkQuotaBytes: e.BlkQuotaBytes,
+		MemoryBytes: e.MemoryBytes, CPUs: e.CPUs, PIDs: e.PIDs, DiskBytes: e.DiskBytes,
+		NetUpBits: e.NetUpBits, NetDownBits: e.NetDownBits, NetQuotaBytes: e.NetQuotaBytes, BlkQuotaBytes: e.BlkQuotaBytes,
 		Timings: e.Timings,
 	}
 	if v.Timings == nil {

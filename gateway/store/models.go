@@ -103,6 +103,8 @@ type Image struct {
 	CPUs            float64  `gorm:"column:cpus;not null"`
 	PIDs            int64    `gorm:"column:pids;not null"`
 	DiskBytes       int64    `gorm:"not null"`
+	NetUpBits       int64    `gorm:"not null;default:0"` // per second
+	NetDownBits     int64    `gorm:"not null;default:0"`
 	NetQuotaBytes   int64    `gorm:"not null"`
 	BlkQuotaBytes   int64    `gorm:"not null"`
 	LifetimeSeconds int64    `gorm:"not null"`
@@ -129,6 +131,8 @@ type Environment struct {
 	CPUs            float64  `gorm:"column:cpus;not null"`
 	PIDs            int64    `gorm:"column:pids;not null"`
 	DiskBytes       int64    `gorm:"not null"`
+	NetUpBits       int64    `gorm:"not null;default:0"` // per second
+	NetDownBits     int64    `gorm:"not null;default:0"`
 	NetQuotaBytes   int64    `gorm:"not null"`
 	BlkQuotaBytes   int64    `gorm:"not null"`
 	LifetimeSeconds int64    `gorm:"not null"` // first deadline after the (re)try was asked for

@@ -51,6 +51,8 @@ type Limits struct {
 	CPUs          float64 `json:"cpus,omitempty"` // 0.5 is half of one CPU
 	PIDs          int64   `json:"pids,omitempty"`
 	DiskBytes     int64   `json:"diskBytes,omitempty"`     // of the writable layer
+	NetUpBits     int64   `json:"netUpBits,omitempty"`     // bits per second out of the environment
+	NetDownBits   int64   `json:"netDownBits,omitempty"`   // bits per second into it
 	NetQuotaBytes int64   `json:"netQuotaBytes,omitempty"` // received + sent over the whole life
 	BlkQuotaBytes int64   `json:"blkQuotaBytes,omitempty"` // read + written over the whole life
 }

@@ -52,6 +52,9 @@ export interface Image {
   cpus: number;
   pids: number;
   diskBytes: number;
+  /** Bits per second. */
+  netUpBits: number;
+  netDownBits: number;
   netQuotaBytes: number;
   blkQuotaBytes: number;
   /** 0: the installation's own. */

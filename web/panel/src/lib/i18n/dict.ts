@@ -282,6 +282,8 @@ export const dict = {
   'admin.cpus': { en: 'CPUs', zh: 'CPU 核数' },
   'admin.pids': { en: 'Processes', zh: '进程数' },
   'admin.disk': { en: 'Disk (MiB, 0 = none)', zh: '磁盘（MiB，0 = 不限）' },
+  'admin.netUp': { en: 'Upload (Mbit/s, 0 = no limit)', zh: '上行带宽（Mbit/s，0 = 不限）' },
+  'admin.netDown': { en: 'Download (Mbit/s, 0 = no limit)', zh: '下行带宽（Mbit/s，0 = 不限）' },
   'admin.netQuota': { en: 'Traffic quota (MiB, 0 = none)', zh: '流量配额（MiB，0 = 不限）' },
   'admin.blkQuota': { en: 'Disk I/O quota (MiB, 0 = none)', zh: '磁盘 I/O 配额（MiB，0 = 不限）' },
   'admin.lifetime': { en: 'Lifetime (minutes, 0 = usual)', zh: '存活时长（分钟，0 = 默认）' },
