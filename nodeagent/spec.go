@@ -23,6 +23,9 @@ const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 // cpuPeriod is the span, in microseconds, over which a cpu quota is measured: the kernel's default.
 const cpuPeriod = 100_000
 
+// oomScoreAdj puts environments ahead of everything of the host's in line for the OOM killer (proc(5), -1000 to 1000).
+const oomScoreAdj = 500
+
 // buildSpec makes the OCI configuration of an environment out of its record.
 func buildSpec(r *Record) (*specs.Spec, error) {
 	s := runtime.DefaultSpec()
@@ -54,6 +57,9 @@ func buildSpec(r *Record) (*specs.Spec, error) {
 		}
 	}
 	setResources(l, r.Limits)
+	// Some of the kernel's memory is charged to nobody. When the machine runs out of it, environments go before the node.
+	before := oomScoreAdj
+	s.Process.OOMScoreAdj = &before
 	return s, nil
 }
 

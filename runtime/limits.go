@@ -133,6 +133,11 @@ func (l *limits) memory(m *specs.LinuxMemory, wholeOOM bool) {
 				l.set("swap limit", "memory", "", "memory.swap.max", "", "0")
 			}
 		}
+		// v1 counts what lies in the buffers of TCP and UDP by a counter of its own, and only when that has a limit: without
+		// one it is charged to nobody, up to what the whole machine may have (net.ipv4.tcp_mem).
+		if !v2 && m.KernelTCP == nil && has("memory.kmem.tcp.limit_in_bytes") {
+			l.set("limit of network buffers", "memory", "memory.kmem.tcp.limit_in_bytes", "", v, "")
+		}
 		if v2 && wholeOOM {
 			l.set("memory.oom.group", "memory", "", "memory.oom.group", "", "1")
 		}

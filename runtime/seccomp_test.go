@@ -151,12 +151,17 @@ func TestDefaultProfileIsWhatItSays(t *testing.T) {
 			want verdict
 		}{
 			{arch.X86_64, "socket", unix.AF_INET, unix.SECCOMP_RET_ALLOW},
-			{arch.X86_64, "socket", unix.AF_VSOCK, refusal(unix.EPERM)},
-			{arch.X86_64, "socket", unix.AF_ALG, refusal(unix.EPERM)},
+			{arch.X86_64, "socket", unix.AF_VSOCK, refusal(unix.EAFNOSUPPORT)},
+			{arch.X86_64, "socket", unix.AF_ALG, refusal(unix.EAFNOSUPPORT)},
+			{arch.X86_64, "socket", unix.AF_TIPC, refusal(unix.EAFNOSUPPORT)},
+			{arch.X86_64, "socket", unix.AF_PACKET, unix.SECCOMP_RET_ALLOW},
+			{arch.X86_64, "socket", unix.AF_NETLINK, unix.SECCOMP_RET_ALLOW},
+			{arch.X86_64, "socketpair", unix.AF_UNIX, unix.SECCOMP_RET_ALLOW},
+			{arch.X86_64, "socketpair", unix.AF_TIPC, refusal(unix.EAFNOSUPPORT)},
 			{arch.X86_64, "socket", 1<<32 | unix.AF_VSOCK, refusal(unix.EINVAL)},
 			{arch.X86_64, "socket", 1<<63 | unix.AF_INET, refusal(unix.EINVAL)},
 			{arch.I386, "socket", unix.AF_INET, unix.SECCOMP_RET_ALLOW},
-			{arch.I386, "socket", unix.AF_VSOCK, refusal(unix.EPERM)},
+			{arch.I386, "socket", unix.AF_VSOCK, refusal(unix.EAFNOSUPPORT)},
 			{arch.I386, "socketcall", 1, refusal(unix.ENOSYS)}, // SYS_SOCKET
 			{arch.I386, "socketcall", 3, unix.SECCOMP_RET_ALLOW},
 			{arch.X86_64, "io_setup", 128, refusal(unix.ENOSYS)},
