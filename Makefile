@@ -8,7 +8,7 @@ DATA ?= /var/lib/learnos
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup init panel build up test lint bench probe conformance fuzz vm clean
+.PHONY: help setup init panel build up test lint bench probe conformance fuzz vm vagrant clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -73,6 +73,10 @@ vm: ## a root shell on a pure cgroup v2 machine (QEMU, a Debian kernel, this che
 	@scripts/setup test
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/vmexec ./tests/vm/vmexec
 	bin/vmexec -shell
+
+vagrant: build ## prove the Vagrantfile: a box made on the spot comes up under emulation and runs an environment (3 min)
+	@scripts/setup vagrant
+	tests/vm/vagrant.sh
 
 clean: ## remove what building left here (never an environment or a data directory)
 	rm -rf bin runtime/embedded/init web/panel/node_modules

@@ -67,7 +67,7 @@ func Open(ctx context.Context, cfg Config) (*Bridge, error) {
 
 // dial opens the sockets, which stay in the network namespace the calling thread is in now.
 func (b *Bridge) dial() (err error) {
-	if b.h, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+	if b.h, err = netlink.NewHandle(unix.NETLINK_ROUTE, unix.NETLINK_NETFILTER); err != nil {
 		return err
 	}
 	route, err := nl.GetNetlinkSocketAt(-1, -1, unix.NETLINK_ROUTE)

@@ -1,9 +1,12 @@
 package netbridge
 
 import (
+	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 
+	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
@@ -19,9 +22,34 @@ const (
 )
 
 // endFlows forgets every tracked connection that the address began (its original source) or answers (its reply's
-// source), so that whoever gets the address next gets none of its packets. The kernel picks them itself
-// (CTA_FILTER, Linux 5.8): the table is not copied to here.
+// source), so that whoever gets the address next gets none of its packets. The kernel picks them itself where it can
+// (CTA_FILTER in a delete, Linux 6.8): the table is not copied to here. An older one is asked for the table and told
+// which to forget.
 func (b *Bridge) endFlows(ip netip.Addr) error {
+	err := b.endFlowsByFilter(ip)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
+		_, err = b.h.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, flowsWith(ip))
+	}
+	if err != nil {
+		return fmt.Errorf("end the connections of %s: %w", ip, err)
+	}
+	return nil
+}
+
+// flowsWith matches what endFlows is to forget.
+type flowsWith netip.Addr
+
+// MatchConntrackFlow implements netlink.CustomConntrackFilter.
+func (ip flowsWith) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
+	for _, src := range []net.IP{flow.Forward.SrcIP, flow.Reverse.SrcIP} {
+		if a, ok := netip.AddrFromSlice(src); ok && a.Unmap() == netip.Addr(ip) {
+			return true
+		}
+	}
+	return false
+}
+
+func (b *Bridge) endFlowsByFilter(ip netip.Addr) error {
 	for _, side := range []struct{ tuple, flags int }{
 		{nl.CTA_TUPLE_ORIG, ctaFilterOrigFlags},
 		{nl.CTA_TUPLE_REPLY, ctaFilterReplyFlags},
@@ -36,7 +64,7 @@ func (b *Bridge) endFlows(ip netip.Addr) error {
 		filter.AddRtAttr(side.flags, nl.Uint32Attr(ctaFilterIPSrc))
 		r.AddData(filter)
 		if _, err := r.Execute(unix.NETLINK_NETFILTER, 0); err != nil && !notThere(err) {
-			return fmt.Errorf("end the connections of %s: %w", ip, err)
+			return err
 		}
 	}
 	return nil

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -196,7 +197,36 @@ func qemuArgs(k *kernel, dir string, shell bool) []string {
 	}
 }
 
-// writeInitramfs packs what is needed until the host's files are there: this very program as /init, the one module
+// needed are the drivers without which the guest does not come as far as the host's files; most kernels have most of
+// them built in.
+var needed = []string{"virtio_pci", "virtio_console", "virtio_blk", "virtiofs", "overlay"}
+
+// firstModules lists what is to be loaded for them, in order, from modules.dep: "path: what it depends on, the nearest first".
+func firstModules(dir string) ([]string, error) {
+	deps, err := os.ReadFile(filepath.Join(dir, "modules.dep"))
+	if err != nil {
+		return nil, err
+	}
+	var order []string
+	for _, name := range needed {
+		for line := range strings.Lines(string(deps)) {
+			path, rest, _ := strings.Cut(line, ":")
+			if filepath.Base(path) != name+".ko" {
+				continue
+			}
+			first := strings.Fields(rest)
+			slices.Reverse(first)
+			for _, m := range append(first, path) {
+				if !slices.Contains(order, m) {
+					order = append(order, m)
+				}
+			}
+		}
+	}
+	return order, nil
+}
+
+// writeInitramfs packs what is needed until the host's files are there: this very program as /init, the modules
 // it needs itself, and where the others are.
 func writeInitramfs(path string, k *kernel) error {
 	self, err := os.Executable()
@@ -212,7 +242,7 @@ func writeInitramfs(path string, k *kernel) error {
 	} else if libs, err := parsed.ImportedLibraries(); err != nil || len(libs) > 0 {
 		return fmt.Errorf("%s needs %v, which the first root has not: build it with CGO_ENABLED=0", self, libs)
 	}
-	overlay, err := os.ReadFile(filepath.Join(k.modules, "kernel/fs/overlayfs/overlay.ko"))
+	modules, err := firstModules(k.modules)
 	if err != nil {
 		return err
 	}
@@ -223,11 +253,17 @@ func writeInitramfs(path string, k *kernel) error {
 	defer f.Close()
 	w := bufio.NewWriterSize(f, 1<<20)
 	c := &cpioWriter{w: w}
-	for _, d := range []string{"dev", "proc", "sys", "host", "memory", "new"} {
+	for _, d := range []string{"dev", "proc", "sys", "host", "memory", "new", "load"} {
 		c.dir(d)
 	}
 	c.file("init", 0o755, program)
-	c.file("overlay.ko", 0o644, overlay)
+	for i, m := range modules {
+		content, err := os.ReadFile(filepath.Join(k.modules, m))
+		if err != nil {
+			return err
+		}
+		c.file(fmt.Sprintf("load/%02d-%s", i, filepath.Base(m)), 0o644, content)
+	}
 	c.file("modules", 0o644, []byte(k.modules))
 	if err := c.close(); err != nil {
 		return err
@@ -288,7 +324,7 @@ func Share(dir string) error {
 
 // Role runs what this program was started again for, and does not return then: PID 1 of the guest, or virtiofsd.
 func Role() {
-	if os.Getpid() == 1 && os.Getenv(shareEnv) == "" && fileExists("/overlay.ko") {
+	if os.Getpid() == 1 && os.Getenv(shareEnv) == "" && fileExists("/load") {
 		Guest()
 	}
 	if dir := os.Getenv(shareEnv); dir != "" {

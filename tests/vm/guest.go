@@ -70,6 +70,9 @@ func guest() error {
 			return err
 		}
 	}
+	if err := loadModules("/load"); err != nil {
+		return err
+	}
 	f, err := openPort()
 	if err != nil {
 		return err
@@ -87,6 +90,26 @@ func guest() error {
 		return err
 	}
 	return execute(p, job)
+}
+
+// loadModules loads every file of the directory, in the order of their names.
+func loadModules(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		f, err := os.Open(filepath.Join(dir, e.Name()))
+		if err != nil {
+			return err
+		}
+		err = unix.FinitModule(int(f.Fd()), "", 0)
+		f.Close()
+		if err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("load %s: %w", e.Name(), err)
+		}
+	}
+	return nil
 }
 
 // openPort finds the port by its name: without udev it has no other path than its number.
@@ -125,14 +148,6 @@ func readJob(r io.Reader) (*Job, error) {
 
 // makeRoot puts memory over the host's file system and makes that the root.
 func makeRoot(job *Job) error {
-	module, err := os.Open("/overlay.ko")
-	if err != nil {
-		return err
-	}
-	defer module.Close()
-	if err := unix.FinitModule(int(module.Fd()), "", 0); err != nil && !errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("load overlay: %w", err)
-	}
 	if err := mount("root", "/host", "virtiofs", unix.MS_RDONLY, ""); err != nil {
 		return err
 	}

@@ -24,6 +24,11 @@ type kernel struct {
 	modules string // lib/modules/<version>, with dependencies listed
 }
 
+// kernelEnv names another kernel package than the default, to try what an older kernel lacks:
+//
+//	LEARNOS_VM_KERNEL=linux-image-cloud-amd64 go test -exec $PWD/bin/vmexec ./netbridge
+const kernelEnv = "LEARNOS_VM_KERNEL"
+
 // kernelPackages are tried in this order: the newest cloud kernel of Debian's backports and security pockets, then the
 // release's own.
 var kernelPackages = []string{"linux-image-6.12-cloud-amd64", "linux-image-cloud-amd64"}
@@ -44,7 +49,13 @@ func getKernel(ctx context.Context, cache string) (*kernel, error) {
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
 		return nil, fmt.Errorf("lock %s: %w", lock.Name(), err)
 	}
-	dir := filepath.Join(cache, "kernel")
+	dir, packages := filepath.Join(cache, "kernel"), kernelPackages
+	if name := os.Getenv(kernelEnv); name != "" {
+		if name != filepath.Base(name) || strings.HasPrefix(name, "-") {
+			return nil, fmt.Errorf("%s=%q is no package's name", kernelEnv, name)
+		}
+		dir, packages = dir+"-"+name, []string{name}
+	}
 	if k, err := findKernel(dir); err == nil {
 		return k, nil
 	}
@@ -55,7 +66,7 @@ func getKernel(ctx context.Context, cache string) (*kernel, error) {
 		return nil, err
 	}
 	fmt.Fprintln(os.Stderr, "vmexec: downloading a kernel into", cache)
-	if err := unpackKernel(ctx, dir+".tmp"); err != nil {
+	if err := unpackKernel(ctx, packages, dir+".tmp"); err != nil {
 		return nil, fmt.Errorf("get a kernel: %w", err)
 	}
 	if err := errors.Join(os.RemoveAll(dir), os.Rename(dir+".tmp", dir)); err != nil {
@@ -82,8 +93,8 @@ func fileExists(path string) bool {
 	return err == nil
 }
 
-func unpackKernel(ctx context.Context, dir string) error {
-	name, err := kernelPackage(ctx)
+func unpackKernel(ctx context.Context, packages []string, dir string) error {
+	name, err := kernelPackage(ctx, packages)
 	if err != nil {
 		return err
 	}
@@ -123,10 +134,10 @@ func unpackKernel(ctx context.Context, dir string) error {
 	return indexModules(ctx, dir)
 }
 
-// kernelPackage resolves a meta package to the package that holds the kernel.
-func kernelPackage(ctx context.Context) (string, error) {
+// kernelPackage resolves the first of the meta packages that there is to the package that holds the kernel.
+func kernelPackage(ctx context.Context, packages []string) (string, error) {
 	var errs []error
-	for _, meta := range kernelPackages {
+	for _, meta := range packages {
 		out, err := run(ctx, "", "apt-cache", "depends", meta)
 		if err != nil {
 			errs = append(errs, err)
