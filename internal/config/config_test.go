@@ -233,3 +233,18 @@ func TestSecret(t *testing.T) {
 		}
 	}
 }
+
+func TestUnknownVariablesAreToldOf(t *testing.T) {
+	got := warning([]string{"PATH=/bin", "LEARNOS_ROOT=/x", "LEARNOS_WEB_WEBADDR=x", "LEARNOS_WEB_WEBADR=127.0.0.1:1", "LEARNOS_GATEWAY_IDLE_TIMEOUT=1m"})
+	want := `learnos: environment variables without a meaning are ignored: "LEARNOS_GATEWAY_IDLE_TIMEOUT" (did you mean LEARNOS_GATEWAY_IDLETIMEOUT?), "LEARNOS_WEB_WEBADR" (did you mean LEARNOS_WEB_WEBADDR?)`
+	if got != want {
+		t.Errorf("\n%s\n%s", got, want)
+	}
+	// What Kubernetes sets beside a service "learnos" or "learnos-web" is nobody's mistake.
+	for _, name := range []string{"LEARNOS_SERVICE_HOST", "LEARNOS_SERVICE_PORT", "LEARNOS_SERVICE_PORT_HTTP", "LEARNOS_PORT", "LEARNOS_PORT_8011_TCP",
+		"LEARNOS_PORT_8011_TCP_ADDR", "LEARNOS_WEB_SERVICE_HOST", "LEARNOS_WEB_PORT_80_TCP_PROTO"} {
+		if got := warning([]string{name + "=x"}); got != "" {
+			t.Errorf("%s: %s", name, got)
+		}
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
 	"sort"
 	"strconv"
@@ -37,8 +38,8 @@ func Default() *Config {
 // everything is checked. The error lists everything that is wrong.
 //
 // Environment variables are named LEARNOS_<SECTION>_<KEY> in capitals, LEARNOS_WEB_WEBADDR for example; lists are
-// separated by commas; LEARNOS_ROOT is common.dataDir too. Variables with other names are left alone, since
-// the machine's other software may well set some (Kubernetes does, for services).
+// separated by commas; LEARNOS_ROOT is common.dataDir too. Variables with other names that
+// begin like ours are told of on standard error, in one line, and have no effect.
 func Load(path string, overrides ...func(*Config)) (*Config, error) {
 	c := Default()
 	if path != "" {
@@ -52,6 +53,9 @@ func Load(path string, overrides ...func(*Config)) (*Config, error) {
 	}
 	if err := c.environment(os.LookupEnv); err != nil {
 		return nil, err
+	}
+	if line := warning(os.Environ()); line != "" {
+		fmt.Fprintln(os.Stderr, line)
 	}
 	for _, o := range overrides {
 		o(c)
@@ -140,6 +144,35 @@ func (c *Config) environment(lookup func(string) (string, bool)) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// foreign are names that begin like ours but are not meant as configuration: those that Kubernetes gives every pod
+// beside a service called "learnos" or "learnos-…", and those of Learnos' own tests and tools.
+var foreign = regexp.MustCompile(`^LEARNOS_(.+_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_.*)?)$|^LEARNOS_(TEST_.*|VM(_.*)?|BOX|PANEL_API)$`)
+
+// warning names the LEARNOS_ variables of environ that mean nothing, with what they may have been meant to be; "" when
+// there are none. They are no error: whoever set them may have had other software in mind.
+func warning(environ []string) string {
+	known := []string{"LEARNOS_ROOT"}
+	sectionNames, sections := keys(reflect.ValueOf(Default()).Elem())
+	for _, section := range sectionNames {
+		names, _ := keys(sections[section])
+		for _, key := range names {
+			known = append(known, "LEARNOS_"+strings.ToUpper(section)+"_"+strings.ToUpper(key))
+		}
+	}
+	var odd []string
+	for _, v := range environ {
+		name, _, _ := strings.Cut(v, "=")
+		if strings.HasPrefix(name, "LEARNOS_") && !slices.Contains(known, name) && !foreign.MatchString(name) {
+			odd = append(odd, fmt.Sprintf("%q (did you mean %s?)", name, nearest(name, known)))
+		}
+	}
+	if len(odd) == 0 {
+		return ""
+	}
+	sort.Strings(odd)
+	return "learnos: environment variables without a meaning are ignored: " + strings.Join(odd, ", ")
 }
 
 var durationType, sizeType = reflect.TypeFor[time.Duration](), reflect.TypeFor[Size]()
