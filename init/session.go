@@ -232,7 +232,7 @@ func (s *server) stdio(x *session, spec *initproto.Session, id identity) (theirs
 	x.fds = []int{-1, -1, -1}
 	theirs = []int{-1, -1, -1}
 	for i := range 3 {
-		if i == 0 && x.main && s.log != nil {
+		if i == 0 && x.main && s.log != nil && !s.plan.KeepStdin {
 			null, err := openInside(unix.AT_FDCWD, "/dev/null", unix.O_RDONLY, 0)
 			if err != nil {
 				return theirs, failed("open /dev/null", err)
@@ -252,7 +252,7 @@ func (s *server) stdio(x *session, spec *initproto.Session, id identity) (theirs
 		unix.SetNonblock(ours, true)
 		// So that a session that is not root may open /dev/stdout.
 		unix.Fchown(theirs[i], int(id.uid), int(id.gid))
-		if x.main && s.log != nil {
+		if i > 0 && x.main && s.log != nil {
 			s.log.sources = append(s.log.sources, ours)
 			s.watch(ours, func() { s.log.copy(s, ours) })
 		} else {

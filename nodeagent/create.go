@@ -41,6 +41,7 @@ type CreateOptions struct {
 
 	Owner      string // OwnerForeground, OwnerDetached or OwnerPlatform
 	AutoRemove bool
+	KeepStdin  bool   // a detached command without a TTY gets a standard input that stays open, not end of file
 	Net        string // NetBridge (also when empty), NetNone, NetHost
 	Ports      []netbridge.Port
 	Volumes    []Volume
@@ -374,7 +375,7 @@ func (b *builder) container(ctx context.Context, spec *specs.Spec) error {
 	if r.Owner == OwnerDetached && r.Args != nil {
 		o.Main = b.session("")
 		if !r.TTY {
-			o.Log = &runtime.LogFiles{Path: n.logPath(r.ID)}
+			o.Log, o.KeepStdin = &runtime.LogFiles{Path: n.logPath(r.ID)}, b.o.KeepStdin
 		}
 	}
 	b.onFailure(func(ctx context.Context) error {

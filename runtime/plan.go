@@ -116,7 +116,7 @@ func buildPlan(o *CreateOptions, ns *namespaces, hs *hierarchies) (*plan, error)
 		p.Main.ID, p.Main.MakeCwd = MainSession, true
 	}
 	if o.Log != nil {
-		p.LogMax = o.Log.max()
+		p.LogMax, p.KeepStdin = o.Log.max(), o.KeepStdin
 	}
 	return p, nil
 }

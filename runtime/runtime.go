@@ -51,6 +51,8 @@ type CreateOptions struct {
 	DieWithParent bool
 	// Log, when set, has init write the output of a Main without a TTY to files; Main's stdin is then /dev/null.
 	Log *LogFiles
+	// KeepStdin gives a Main with a Log a standard input that stays open and empty, instead of /dev/null's end of file.
+	KeepStdin bool
 
 	group *cgroup // of a process container, whose plan differs in places
 }

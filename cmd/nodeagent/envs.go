@@ -58,11 +58,14 @@ func psCommand() command {
 				}
 				t := newTable("ID", "NAME", "IMAGE", "STATE", "AGE", "ADDRESS", "PORTS", "COMMAND")
 				for _, r := range shown {
-					state := r.State
-					if r.State == nodeagent.StateExited && r.Exit != nil {
-						state = fmt.Sprintf("exited (%d)", r.Exit.Code)
+					state, ports := r.State, portsText(r.Ports)
+					if r.State == nodeagent.StateExited {
+						ports = "" // they are free again
+						if r.Exit != nil {
+							state = fmt.Sprintf("exited (%d)", r.Exit.Code)
+						}
 					}
-					t.row(clipText(r.ID, 12), r.Name, r.Image, state, since(r.CreatedAt), r.Address, portsText(r.Ports), clipText(strings.Join(r.Args, " "), 40))
+					t.row(clipText(r.ID, 12), r.Name, r.Image, state, since(r.CreatedAt), r.Address, ports, clipText(strings.Join(r.Args, " "), 40))
 				}
 				return t.print(a.stdout)
 			}
@@ -188,15 +191,19 @@ func inspectCommand() command {
 				if _, err := n.Reconcile(ctx); err != nil {
 					fmt.Fprintln(a.stderr, "nodeagent: tidy up:", err)
 				}
+				// What was found is printed, if only [], so that a program always reads JSON.
 				list := []inspected{}
-				err = forEach(a, args, func(ref string) error {
+				err = forEach(a, args, 1, func(ref string) error {
 					r, err := n.Find(ref)
 					if err == nil {
 						list = append(list, inspect(r))
 					}
 					return err
 				})
-				return errors.Join(printJSON(a.stdout, list), err)
+				if printed := printJSON(a.stdout, list); printed != nil {
+					return printed
+				}
+				return err
 			}
 		}}
 }
@@ -349,8 +356,9 @@ func statsTable(rows []statsRow) *table {
 	return t
 }
 
-// ends is what stop and kill have in common: they act on running environments, and print what they acted on.
-func ends(ctx context.Context, a *app, refs []string, do func(*nodeagent.Node, *nodeagent.Environment) error) error {
+// ends is what stop and kill have in common: they act on running environments, and print what they acted on. ended
+// says what it means that one has ended already. They fail as docker's do, with exit status 1.
+func ends(ctx context.Context, a *app, refs []string, do func(*nodeagent.Environment) error, ended func(ref string) error) error {
 	if len(refs) == 0 {
 		return &usageError{errNoEnv}
 	}
@@ -358,16 +366,19 @@ func ends(ctx context.Context, a *app, refs []string, do func(*nodeagent.Node, *
 	if err != nil {
 		return err
 	}
-	err = forEach(a, refs, func(ref string) error {
+	err = forEach(a, refs, 1, func(ref string) error {
 		r, err := n.Find(ref)
 		if err != nil {
 			return err
 		}
 		e, err := n.Load(ctx, r.ID)
-		if err != nil {
-			return err
+		if err == nil {
+			err = do(e)
 		}
-		if err := do(n, e); err != nil {
+		if errors.Is(err, nodeagent.ErrNotRunning) {
+			err = ended(ref)
+		}
+		if err != nil {
 			return err
 		}
 		fmt.Fprintln(a.stdout, ref)
@@ -388,9 +399,9 @@ func stopCommand() command {
 				if *grace < 0 {
 					return badUsage("--time %d: want seconds", *grace)
 				}
-				return ends(ctx, a, args, func(_ *nodeagent.Node, e *nodeagent.Environment) error {
+				return ends(ctx, a, args, func(e *nodeagent.Environment) error {
 					return e.Stop(ctx, time.Duration(*grace)*time.Second)
-				})
+				}, func(string) error { return nil }) // it is as it should be
 			}
 		}}
 }
@@ -405,12 +416,12 @@ func killCommand() command {
 				if err != nil {
 					return &usageError{err}
 				}
-				return ends(ctx, a, args, func(_ *nodeagent.Node, e *nodeagent.Environment) error {
+				return ends(ctx, a, args, func(e *nodeagent.Environment) error {
 					if sig == unix.SIGKILL {
 						return e.Kill(ctx)
 					}
 					return e.Signal(ctx, sig)
-				})
+				}, func(ref string) error { return fmt.Errorf("%s is not running: it has ended already", ref) })
 			}
 		}}
 }
@@ -430,7 +441,7 @@ func rmCommand() command {
 				if _, err := n.Reconcile(ctx); err != nil {
 					fmt.Fprintln(a.stderr, "nodeagent: tidy up:", err)
 				}
-				return forEach(a, args, func(ref string) error {
+				return forEach(a, args, ownFailure, func(ref string) error {
 					r, err := n.Find(ref)
 					if err != nil {
 						return err

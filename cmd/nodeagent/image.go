@@ -122,7 +122,7 @@ func imageRmCommand() command {
 				if err != nil {
 					return err
 				}
-				return forEach(a, args, func(name string) error {
+				return forEach(a, args, ownFailure, func(name string) error {
 					err := n.Images().Remove(ctx, name)
 					if errors.Is(err, rootfs.ErrInUse) {
 						return fmt.Errorf("%w (remove the environments made from it first: `nodeagent ps -a`)", err)

@@ -47,8 +47,8 @@ func printJSON(w io.Writer, v any) error {
 	return enc.Encode(v)
 }
 
-// forEach does something to each of args and goes on after failures, which it prints; it fails if any did.
-func forEach(a *app, args []string, do func(string) error) error {
+// forEach does something to each of args and goes on after failures, which it prints; it fails with code if any did.
+func forEach(a *app, args []string, code int, do func(string) error) error {
 	failed := false
 	for _, arg := range args {
 		if err := do(arg); err != nil {
@@ -57,7 +57,7 @@ func forEach(a *app, args []string, do func(string) error) error {
 		}
 	}
 	if failed {
-		return &exitCode{code: ownFailure}
+		return &exitCode{code: code}
 	}
 	return nil
 }

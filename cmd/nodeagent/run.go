@@ -44,7 +44,7 @@ nodeagent run --rm busybox sh -c 'id -u; hostname; cat /proc/self/uid_map'
 nodeagent run -d --name web -p 8080:80 --memory 128m --cpus 0.5 busybox httpd -f -h /etc`,
 		define: func(f *pflag.FlagSet) func(context.Context, *app, []string) error {
 			var o runFlags
-			f.BoolVarP(&o.interactive, "interactive", "i", false, "pass our standard input to the command")
+			f.BoolVarP(&o.interactive, "interactive", "i", false, "pass our standard input to the command; with -d it stays open and empty")
 			f.BoolVarP(&o.tty, "tty", "t", false, "give the command a terminal")
 			f.BoolVarP(&o.detach, "detach", "d", false, "print the id and leave the environment running on its own")
 			f.BoolVar(&o.rm, "rm", false, "remove the environment when its command has ended")
@@ -71,7 +71,7 @@ nodeagent run -d --name web -p 8080:80 --memory 128m --cpus 0.5 busybox httpd -f
 func (o *runFlags) createOptions(f *pflag.FlagSet, args []string) (nodeagent.CreateOptions, error) {
 	c := nodeagent.CreateOptions{
 		Name: o.name, Hostname: o.hostname, Args: args[1:], Cwd: o.cwd, User: o.user, TTY: o.tty,
-		Owner: nodeagent.OwnerForeground, AutoRemove: o.rm, Net: o.net, ReadOnly: o.readOnly,
+		Owner: nodeagent.OwnerForeground, AutoRemove: o.rm, KeepStdin: o.interactive, Net: o.net, ReadOnly: o.readOnly,
 	}
 	if o.detach {
 		c.Owner = nodeagent.OwnerDetached

@@ -222,6 +222,7 @@ func (c *coder) plan(p *Plan) {
 	option(c, &p.Main, (*coder).session)
 	option(c, &p.Process, (*coder).process)
 	number(c, &p.LogMax)
+	c.bool(&p.KeepStdin)
 }
 
 func (c *coder) process(p *Process) {

@@ -216,6 +216,8 @@ type Plan struct {
 	Process *Process
 	// LogMax bounds each of the two log files; 0 without a log.
 	LogMax int64
+	// KeepStdin: a logged Main reads from a pipe that stays open, not from /dev/null.
+	KeepStdin bool
 }
 
 // Process is a program that init becomes: the container's first one (which the rest of the Plan makes the container for),
