@@ -169,6 +169,9 @@ type environment struct {
 	Reason        string `json:"reason"`
 	Hint          string `json:"hint"`
 	QueuePosition *int   `json:"queuePosition"`
+
+	IdleTimeoutSeconds int64      `json:"idleTimeoutSeconds"` // 0: it may be idle for ever
+	Deadline           *time.Time `json:"deadline"`           // nil: none
 }
 
 // label is how a person knows the environment.

@@ -151,10 +151,10 @@ func TestUnknownTargetSaysWhatThereIs(t *testing.T) {
 	if r = run(t, d.ssh("alice+bad/target@127.0.0.1", "true")); r.code != 2 || !strings.Contains(r.err, "after +") {
 		t.Errorf("got %+v", r)
 	}
-	if r = run(t, d.ssh("alice@127.0.0.1", "id")); r.code != 2 || !strings.Contains(r.err, "ssh alice+busybox@") {
+	if r = run(t, d.ssh("alice@127.0.0.1", "id")); r.code != 2 || !strings.Contains(r.err, "ssh -p "+d.port+" alice+busybox@127.0.0.1") {
 		t.Errorf("got %+v", r)
 	}
-	if r = run(t, d.ssh("-T", "alice@127.0.0.1")); r.code != 0 || !strings.Contains(r.out, "ssh alice+debian-12@") || strings.Contains(r.out, "off") {
+	if r = run(t, d.ssh("-T", "alice@127.0.0.1")); r.code != 0 || !strings.Contains(r.out, "ssh -p "+d.port+" alice+debian-12@127.0.0.1") || strings.Contains(r.out, "off") {
 		t.Errorf("got %+v", r)
 	}
 }

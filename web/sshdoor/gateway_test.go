@@ -206,7 +206,7 @@ func (g *testGateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case r.URL.Path == "/api/v1/environments":
 		g.serial++
 		id := fmt.Sprintf("e%d", g.serial)
-		e := &environment{ID: id, Name: str("image") + "-" + strconv.Itoa(g.serial), Image: str("image"), State: "queued"}
+		e := &environment{ID: id, Name: str("image") + "-" + strconv.Itoa(g.serial), Image: str("image"), State: "queued", IdleTimeoutSeconds: 1800, Deadline: new(time.Now().Add(4 * time.Hour))}
 		g.envs[id] = e
 		g.order = append(g.order, id)
 		answer(w, 202, *e)
@@ -218,6 +218,13 @@ func (g *testGateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	default:
 		refuse(w, 404, "not_found", "nothing here", "")
 	}
+}
+
+// lastMade is the name of the newest machine.
+func (g *testGateway) lastMade() string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.envs[g.order[len(g.order)-1]].Name
 }
 
 func (g *testGateway) set(id string, change func(*environment)) {

@@ -1,13 +1,19 @@
 package sshdoor
 
-import "strings"
+import (
+	"fmt"
+	"strings"
+	"time"
+)
 
 // words are everything the door says to a person, in one language.
 type words struct {
 	// the picker
-	welcome, images, environments, none, filter, help, helpEnv, confirm, deleting, noMatch string
+	welcome, images, environments, none, filter, help, helpEnv, confirm, deleting, noMatch, more string
 	// an environment that comes up, and what becomes of it afterwards
 	queued, queuedAt, pulling, creating, ready, stays, gone, back string
+	// what is said of a machine that stays because files were copied into it, put together in this order
+	uploaded, untilIdle, untilLatest, stop, goThere string
 	// what went wrong
 	hint, cancelled string
 
@@ -26,14 +32,20 @@ var english = words{
 	confirm:      "Delete %s and everything in it? y/N",
 	deleting:     "deleting %s…",
 	noMatch:      "nothing is called like that; Backspace widens the search",
+	more:         "%d more",
 	queued:       "waiting for room on a node",
 	queuedAt:     "waiting for room on a node, %d before you",
 	pulling:      "fetching the image",
 	creating:     "creating",
 	ready:        "ready",
-	stays:        "%s keeps running until it is idle; come back with: ssh %s+%s@…",
+	stays:        "%s keeps running until it is idle; come back with: %s",
 	gone:         "%s ends with this shell",
 	back:         "back in the shell that was left open",
+	uploaded:     "%s has your files and stays",
+	untilIdle:    " until nobody has been connected for %s",
+	untilLatest:  ", for %s at most",
+	stop:         ".",
+	goThere:      "Go there with: %s",
 	hint:         "what to do",
 	cancelled:    "cancelled",
 	states: map[string]string{"queued": "queued", "pulling": "fetching", "creating": "creating", "running": "running",
@@ -52,18 +64,39 @@ var chinese = words{
 	confirm:      "删除 %s 及其全部内容？ y/N",
 	deleting:     "正在删除 %s…",
 	noMatch:      "没有匹配的名称；按退格键放宽筛选",
+	more:         "还有 %d 个",
 	queued:       "正在等待节点空位",
 	queuedAt:     "正在等待节点空位，前面还有 %d 个",
 	pulling:      "正在获取镜像",
 	creating:     "正在创建",
 	ready:        "就绪",
-	stays:        "%s 会继续运行直到闲置；可用 ssh %s+%s@… 回来",
+	stays:        "%s 会继续运行直到闲置；可用 %s 回来",
 	gone:         "退出后 %s 即被删除",
 	back:         "已回到之前未关闭的终端",
+	uploaded:     "%s 里有你的文件，会保留下来",
+	untilIdle:    "，直到 %s无人连接",
+	untilLatest:  "，最长 %s",
+	stop:         "。",
+	goThere:      "可用 %s 进入",
 	hint:         "建议",
 	cancelled:    "已取消",
 	states: map[string]string{"queued": "排队中", "pulling": "获取镜像", "creating": "创建中", "running": "运行中",
 		"stopping": "停止中", "deleted": "已删除", "failed": "失败", "overstep": "超出配额"},
+}
+
+// span is a length of time in a person's words, rounded to what counts.
+func (w words) span(d time.Duration) string {
+	n, en, zh := int(d.Round(time.Second).Seconds()), "s", "秒"
+	switch {
+	case d >= 90*time.Minute:
+		n, en, zh = int(d.Round(time.Hour).Hours()), "h", "小时"
+	case d >= 90*time.Second:
+		n, en, zh = int(d.Round(time.Minute).Minutes()), "min", "分钟"
+	}
+	if w.chinese {
+		return fmt.Sprintf("%d %s", n, zh)
+	}
+	return fmt.Sprintf("%d %s", n, en)
 }
 
 // language picks by the locale variables that the client sent, in the order that POSIX gives them.

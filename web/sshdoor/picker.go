@@ -326,6 +326,7 @@ var (
 // View draws the list into the window, scrolled so that the cursor is in it.
 func (p *picker) View() tea.View {
 	var top, lines []string
+	var isRow []bool // of each line; the others are headings
 	top = append(top, bold.Render(fmt.Sprintf(p.w.welcome, p.user)), "")
 	rows := p.rows()
 	cursorLine := 0
@@ -333,10 +334,10 @@ func (p *picker) View() tea.View {
 	for i, r := range rows {
 		if s := p.section(r); s != section {
 			if section != "" {
-				lines = append(lines, "")
+				lines, isRow = append(lines, ""), append(isRow, false)
 			}
 			section = s
-			lines = append(lines, faint.Render(s))
+			lines, isRow = append(lines, faint.Render(s)), append(isRow, false)
 		}
 		line := p.line(r)
 		if i == p.at {
@@ -345,7 +346,7 @@ func (p *picker) View() tea.View {
 		} else {
 			line = "  " + line
 		}
-		lines = append(lines, line)
+		lines, isRow = append(lines, line), append(isRow, true)
 	}
 	if len(rows) == 0 {
 		lines = append(lines, faint.Render(p.w.noMatch))
@@ -368,7 +369,7 @@ func (p *picker) View() tea.View {
 	room := max(1, p.height-len(top)-len(bottom))
 	if len(lines) > room {
 		from := min(max(0, cursorLine-room/2), len(lines)-room)
-		lines = lines[from : from+room]
+		lines = p.window(lines, isRow, from, from+room)
 	}
 	all := slices.Concat(top, lines, bottom)
 	for i, l := range all {
@@ -378,6 +379,29 @@ func (p *picker) View() tea.View {
 	v.AltScreen = true
 	v.WindowTitle = "Learnos"
 	return v
+}
+
+// window is the part of lines that is shown. Where rows are out of sight, its first or last line says how many.
+func (p *picker) window(lines []string, isRow []bool, from, to int) []string {
+	out := slices.Clone(lines[from:to])
+	if len(out) < 5 {
+		return out // too low for more than the row under the cursor and its neighbours
+	}
+	hidden := func(of []bool) (n int) {
+		for _, row := range of {
+			if row {
+				n++
+			}
+		}
+		return n
+	}
+	if n := hidden(isRow[:from+1]); from > 0 && n > 0 {
+		out[0] = faint.Render(fmt.Sprintf("  ↑ "+p.w.more, n))
+	}
+	if n := hidden(isRow[to-1:]); to < len(lines) && n > 0 {
+		out[len(out)-1] = faint.Render(fmt.Sprintf("  ↓ "+p.w.more, n))
+	}
+	return out
 }
 
 func (p *picker) section(r row) string {
@@ -509,9 +533,9 @@ func (v *visit) pick(c *channel, w words) int {
 	} else {
 		v.say(c, fmt.Sprintf("%s · %s · %d ms", env.label(), w.ready, time.Since(began).Milliseconds()))
 	}
-	code := v.session(c, w, env, existing)
+	code := v.session(c, w, env, existing, c.in)
 	if code != exitDoor {
-		v.say(c, fmt.Sprintf(w.stays, env.label(), v.login.User, env.label()))
+		v.say(c, fmt.Sprintf(w.stays, env.label(), v.address("ssh", env.label())))
 	}
 	return code
 }

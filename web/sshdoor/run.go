@@ -5,9 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"strings"
 	"sync"
+	"text/tabwriter"
 	"time"
 )
 
@@ -29,7 +31,8 @@ type visit struct {
 	door    *Door
 	p       *person
 	login   Login
-	badTo   error // the login's target makes no sense
+	local   net.Addr // where the client met the door
+	badTo   error    // the login's target makes no sense
 	watched sync.Once
 
 	reaching sync.Mutex // held while target is found, made and waited for
@@ -38,7 +41,8 @@ type visit struct {
 	mu       sync.Mutex
 	open     int
 	left     bool
-	keep     bool // a terminal was cut off: its machine stays until it is idle
+	keep     bool // a terminal was cut off, or files were copied in: the machine stays until it is idle
+	promised bool // a person was told that the machine ends with their shell
 	channels sync.WaitGroup
 }
 
@@ -80,7 +84,7 @@ func (v *visit) run(c *channel) int {
 		switch {
 		case c.kind == "exec":
 			return v.fail(c, w, &apiError{Message: "Which machine is that command for?",
-				Hint: fmt.Sprintf("Name an image or a running machine in the login: ssh %s+busybox@… %.60q", v.login.User, c.command)}, exitUsage)
+				Hint: fmt.Sprintf("Name an image or a running machine in the login: %s %.60q", v.address("ssh", "busybox"), c.command)}, exitUsage)
 		case c.tty:
 			return v.pick(c, w)
 		default:
@@ -92,9 +96,37 @@ func (v *visit) run(c *channel) int {
 		return v.fail(c, w, err, exitDoor)
 	}
 	if c.tty && t.fresh {
+		v.mu.Lock()
+		v.promised = true
+		v.mu.Unlock()
 		v.say(c, fmt.Sprintf(w.gone, t.env.label()))
 	}
-	return v.session(c, w, t.env, "")
+	code := v.session(c, w, t.env, "", c.in)
+	if c.kind == "exec" && receives(c.command) && c.ctx.Err() == nil && code < 126 { // from 126 on there was no such program
+		v.retain(c, w, t.env)
+	}
+	return code
+}
+
+// address is the command that leads to a machine of the person's through the door they came in by, such as
+// "ssh -p 8022 alice+web@203.0.113.7": the client's own word for the host never reaches a server. program is ssh, scp or
+// sftp.
+func (v *visit) address(program, machine string) string {
+	host, port, err := net.SplitHostPort(v.local.String())
+	if err != nil {
+		host, port = v.local.String(), "22"
+	}
+	flag := "-p"
+	if program != "ssh" {
+		flag = "-P"
+		if strings.Contains(host, ":") {
+			host = "[" + host + "]"
+		}
+	}
+	if port != "22" {
+		program += " " + flag + " " + port
+	}
+	return fmt.Sprintf("%s %s+%s@%s", program, v.login.User, machine, host)
 }
 
 // errCancelled: the person pressed Ctrl-C.
@@ -291,7 +323,8 @@ func stageLine(w words, e environment) string {
 }
 
 // session starts a session in env, or takes up an existing one, carries it to its end, and returns its exit status.
-func (v *visit) session(c *channel, w words, env environment, existing string) int {
+// in is what it reads: the channel's input, or something that reads along.
+func (v *visit) session(c *channel, w words, env environment, existing string, in *input) int {
 	id := existing
 	if id == "" {
 		req := sessionRequest{TTY: c.tty, Env: c.environment()}
@@ -306,7 +339,7 @@ func (v *visit) session(c *channel, w words, env environment, existing string) i
 			return v.fail(c, w, err, exitDoor)
 		}
 	}
-	end, err := attach(c.ctx, v.p, env.ID, id, ends{in: c.in, out: c, errOut: c.Stderr(), terminal: c})
+	end, err := attach(c.ctx, v.p, env.ID, id, ends{in: in, out: c, errOut: c.Stderr(), terminal: c})
 	switch {
 	case c.ctx.Err() != nil:
 		if c.tty {
@@ -348,14 +381,17 @@ func (v *visit) closeLater(env, session string) {
 	v.door.background(func(ctx context.Context) { _ = v.p.closeSession(ctx, env, session) })
 }
 
-// leave ends the visit: the machine that was made for it is deleted, unless a terminal in it was cut off.
+// leave ends the visit: the machine that was made for it is deleted, unless a terminal in it was cut off or it holds what
+// was copied into it.
 func (v *visit) leave() {
 	v.mu.Lock()
 	v.left = true
 	v.mu.Unlock()
 	v.door.background(func(ctx context.Context) {
 		v.channels.Wait()
+		v.mu.Lock()
 		t, keep := v.target, v.keep
+		v.mu.Unlock()
 		if t != nil && t.fresh && !keep {
 			for wait := time.Second; ; wait *= 2 {
 				err := v.p.remove(ctx, t.env.ID)
@@ -433,21 +469,23 @@ func (v *visit) list(c *channel, w words) int {
 		return v.fail(c, w, err, exitDoor)
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, w.welcome+"\n\n%s:\n", v.login.User, w.environments)
+	table := tabwriter.NewWriter(&b, 0, 0, 3, ' ', 0)
+	fmt.Fprintf(table, w.welcome+"\n\n%s:\n", v.login.User, w.environments)
 	n := 0
 	for _, e := range envs {
 		if !e.ended() {
-			fmt.Fprintf(&b, "  ssh %s+%s@…   %s, %s\n", v.login.User, e.label(), e.Image, w.states[e.State])
+			fmt.Fprintf(table, "  %s\t%s, %s\n", v.address("ssh", e.label()), e.Image, w.states[e.State])
 			n++
 		}
 	}
 	if n == 0 {
-		fmt.Fprintf(&b, "  %s\n", w.none)
+		fmt.Fprintf(table, "  %s\n", w.none)
 	}
-	fmt.Fprintf(&b, "\n%s:\n", w.images)
+	fmt.Fprintf(table, "\n%s:\n", w.images)
 	for _, i := range images {
-		fmt.Fprintf(&b, "  ssh %s+%s@…   %s\n", v.login.User, i.Name, i.title(w))
+		fmt.Fprintf(table, "  %s\t%s\n", v.address("ssh", i.Name), i.title(w))
 	}
+	_ = table.Flush() // into memory
 	_, _ = c.Write([]byte(b.String()))
 	return 0
 }

@@ -25,7 +25,7 @@ var sftpServers = []string{"/usr/lib/openssh/sftp-server", "/usr/libexec/openssh
 func (v *visit) sftp(c *channel, w words) int {
 	if v.login.Target == "" {
 		return v.fail(c, w, &apiError{Message: "Which machine are the files in?",
-			Hint: fmt.Sprintf("Name a running machine in the login: sftp %s+NAME@…", v.login.User)}, exitUsage)
+			Hint: "Name a running machine in the login: " + v.address("sftp", "NAME")}, exitUsage)
 	}
 	t, err := v.reach(c, w)
 	if err != nil {
@@ -36,10 +36,18 @@ func (v *visit) sftp(c *channel, w words) int {
 	if err != nil {
 		return v.fail(c, w, fmt.Errorf("this machine has no shell that could serve files: %w", err), exitDoor)
 	}
+	var watch sftpWatch
+	in, release := watchUploads(c.in, &watch)
+	defer func() {
+		release()
+		if watch.changed.Load() && c.ctx.Err() == nil {
+			v.retain(c, w, t.env)
+		}
+	}()
 	server, home, _ := strings.Cut(strings.TrimSuffix(string(out), "\n"), "\n")
 	if server != "" {
 		c.kind, c.command = "exec", "exec "+server
-		return v.session(c, w, t.env, "")
+		return v.session(c, w, t.env, "", in)
 	}
 	if !strings.HasPrefix(home, "/") {
 		home = "/"
@@ -50,7 +58,7 @@ func (v *visit) sftp(c *channel, w words) int {
 	rw := struct {
 		io.Reader
 		io.WriteCloser
-	}{c.in.reader(stop), c}
+	}{in.reader(stop), c}
 	srv := sftp.NewRequestServer(rw, sftp.Handlers{FileGet: files, FilePut: files, FileCmd: files, FileList: files}, sftp.WithStartDirectory(home))
 	if err := srv.Serve(); err != nil && !errors.Is(err, io.EOF) && c.ctx.Err() == nil {
 		v.door.log.Debug("an SFTP session broke off", "err", err)

@@ -139,3 +139,93 @@ func FuzzParseStats(f *testing.F) {
 		}
 	})
 }
+
+func TestUploadIntoAMachineMadeForItIsKept(t *testing.T) {
+	eachSFTP(t, func(t *testing.T, d *testDoor) {
+		file := filepath.Join(t.TempDir(), "f")
+		for name, body := range map[string]string{"full": "hello", "empty": ""} {
+			if err := os.WriteFile(file, []byte(body), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			r := run(t, d.as("correct horse", "scp", "-q", "-P", d.port, file, "alice+busybox@127.0.0.1:"+name))
+			made := d.lastMade()
+			if r.code != 0 || !strings.Contains(r.err, made+" has your files and stays until nobody has been connected for 30 min, for 4 h at most.") {
+				t.Fatalf("%s: got %+v", name, r)
+			}
+			// What it says can be copied and works.
+			_, there, _ := strings.Cut(r.err, "Go there with: ")
+			args := strings.Fields(there)
+			if len(args) != 4 || args[0] != "ssh" {
+				t.Fatalf("%s: %q", name, there)
+			}
+			if r := run(t, d.as("correct horse", "ssh", append(args[1:], "cat", name)...)); r.code != 0 || r.out != body {
+				t.Errorf("%s: got %+v", name, r)
+			}
+		}
+		// The old protocol and rsync are commands. Nothing that only reads keeps a machine.
+		if r := run(t, d.as("correct horse", "scp", "-O", "-q", "-P", d.port, file, "alice+busybox@127.0.0.1:old")); d.path == os.Getenv("PATH") && (r.code != 0 || !strings.Contains(r.err, "has your files")) {
+			t.Errorf("scp -O: got %+v", r)
+		}
+		d.mu.Lock()
+		before := len(d.deleted)
+		d.mu.Unlock()
+		if r := run(t, d.as("correct horse", "scp", "-q", "-P", d.port, "alice+busybox@127.0.0.1:full", file)); r.code != 0 || r.err != "" {
+			t.Errorf("down: got %+v", r)
+		}
+		d.waitFor(func() bool { return len(d.deleted) == before+1 })
+	})
+}
+
+func TestCommandsThatReceiveFiles(t *testing.T) {
+	for command, want := range map[string]bool{
+		"scp -t .": true, "scp -v -r -p -d -t -- 'a b'": true, "scp -f x": false, "scp a -t": false, "scp": false, "": false,
+		"rsync --server -logDtpre.iLsfxCIvu . dir/": true, "rsync --server --sender -logDtpre.iLsfxCIvu . dir/": false,
+		"rsync -a x y": false, "echo scp -t": false, "rsync --server -vz . --sender": true,
+	} {
+		if got := receives(command); got != want {
+			t.Errorf("%q: %v", command, got)
+		}
+	}
+}
+
+// FuzzSFTPWatch: whatever comes in whatever pieces, all of it is taken, and the pieces make no difference.
+func FuzzSFTPWatch(f *testing.F) {
+	open := "\x00\x00\x00\x12\x03\x00\x00\x00\x01\x00\x00\x00\x01a\x00\x00\x00\x1a\x00\x00\x00\x00"
+	f.Add([]byte("\x00\x00\x00\x05\x01\x00\x00\x00\x03"+open+"\x00\x00\x00\x06\x04\x00\x00\x00\x02\x01"), uint8(3))
+	f.Add([]byte("\x00\x00\x00\x00\x06"), uint8(1))
+	f.Add([]byte("\x00\x00\x00\x05\x0e\x00\x00\x00\x01"), uint8(2))
+	f.Add([]byte("\xff\xff\xff\xff\x03\x00\x00\x00\x00\xff\xff\xff\xff"), uint8(9))
+	f.Fuzz(func(t *testing.T, data []byte, piece uint8) {
+		var whole, pieces sftpWatch
+		if n, err := whole.Write(data); n != len(data) || err != nil {
+			t.Fatal(n, err)
+		}
+		for rest := data; len(rest) > 0; {
+			n := min(len(rest), int(piece)+1)
+			_, _ = pieces.Write(rest[:n])
+			rest = rest[n:]
+		}
+		if whole.changed.Load() != pieces.changed.Load() || len(whole.packet) > maxOpen {
+			t.Errorf("%q by %d: %v, %v", data, piece, whole.changed.Load(), pieces.changed.Load())
+		}
+	})
+}
+
+func TestSFTPWatch(t *testing.T) {
+	opening := func(flags byte) string {
+		return "\x00\x00\x00\x12\x03\x00\x00\x00\x01\x00\x00\x00\x01a\x00\x00\x00" + string(flags) + "\x00\x00\x00\x00"
+	}
+	closing, reading, making := "\x00\x00\x00\x06\x04\x00\x00\x00\x02\x01", "\x00\x00\x00\x05\x05\x00\x00\x00\x01", "\x00\x00\x00\x05\x0e\x00\x00\x00\x01"
+	for stream, want := range map[string]bool{
+		opening(1) + reading + closing: false, // read
+		opening(0x1a):                  false, // refused, for all we know
+		opening(0x1a) + closing:        true,  // an empty file
+		reading + making:               true,
+	} {
+		var w sftpWatch
+		_, _ = w.Write([]byte(stream))
+		if got := w.changed.Load(); got != want {
+			t.Errorf("%q: %v", stream, got)
+		}
+	}
+}

@@ -4,7 +4,7 @@
 //
 // A login that names an image makes an environment for this connection and deletes it afterwards; one that names a
 // running environment, by id or name, leaves it. A terminal that is cut off leaves its environment until it
-// is idle.
+// is idle, and so does a copy into one (scp, sftp, rsync).
 //
 // The door holds no state of its own. It speaks to the gateway over its HTTP API as the person who
 // logged in, so it can do nothing that a browser could not, and it is stopped and started without ending any
@@ -305,7 +305,7 @@ func (d *Door) login(ctx ssh.Context, conn gossh.ConnMetadata, budget *limiter, 
 		}
 		return nil, errDenied
 	}
-	v := &visit{door: d, p: newPerson(d.gw, t, remote), login: login}
+	v := &visit{door: d, p: newPerson(d.gw, t, remote), login: login, local: conn.LocalAddr()}
 	if errors.Is(parseErr, ErrLoginTarget) {
 		v.badTo = parseErr
 	}

@@ -100,7 +100,7 @@ func TestPickerStartsWhatIsTyped(t *testing.T) {
 	s.typed("while [ \"$(stty size)\" != '22 77' ]; do sleep 0.1; done; echo resi''zed\n")
 	s.shows("resized")
 	s.typed("exit 9\n")
-	s.shows("exit=9", "keeps running")
+	s.shows("exit=9", "keeps running", "ssh -p "+d.port+" alice+")
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if len(d.deleted) != 0 || len(d.envs) != 1 || d.envs[d.order[0]].Image != "debian-13" {
