@@ -38,6 +38,9 @@ var parts = []part{
 	{"cycle", cycle},
 	{"exec", execTrue},
 	{"create", creates},
+	{"run", runRemove},
+	{"burst", bursts},
+	{"pull", pulls},
 }
 
 // bench is what the parts have in common.
@@ -46,6 +49,19 @@ type bench struct {
 	work  string // a directory of our own, on a disk
 	bin   string // of the binaries that `make build` makes
 	tag   string // names cgroups and containers
+
+	// What parts share, made by who first needs it.
+	registry, busybox string
+	dockerd           *docker
+	dockerErr         error
+	nodeRoot          string
+}
+
+// close ends what parts share.
+func (b *bench) close() {
+	if b.dockerd != nil {
+		b.dockerd.stop()
+	}
 }
 
 // runs is how often something is to be measured.
@@ -124,6 +140,7 @@ func start(only string, quick bool, jsonFile, page, bin, work string) error {
 	defer stop()
 	work = os.Getenv(stageVariable)
 	b := &bench{quick: quick, work: work, bin: bin, tag: filepath.Base(work)}
+	defer b.close()
 	r := &Report{When: time.Now().UTC().Truncate(time.Second), Quick: quick, Machine: machine(), Versions: versions(ctx, b),
 		Command: strings.Join(append([]string{"go run ./tests/bench"}, os.Args[1:]...), " ")}
 	for i, p := range chosen {

@@ -170,11 +170,20 @@ func furnish() error {
 	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return fmt.Errorf("mount /proc: %w", err)
 	}
-	// What programs keep about running containers, their locks and sockets included, is then nobody else's.
-	for _, dir := range []string{"/run", "/dev/shm"} {
+	// What programs keep about containers, their locks and sockets included, is then nobody else's.
+	for _, dir := range []string{"/run", "/dev/shm", "/var/lib"} {
 		if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
 			return fmt.Errorf("mount %s: %w", dir, err)
 		}
+	}
+	// docker writes a key there, podman a network.
+	for _, dir := range []string{"/run/etc/upper", "/run/etc/work"} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	if err := unix.Mount("overlay", "/etc", "overlay", 0, "lowerdir=/etc,upperdir=/run/etc/upper,workdir=/run/etc/work"); err != nil {
+		return fmt.Errorf("mount an overlay on /etc: %w", err)
 	}
 	const unified = "/sys/fs/cgroup/unified"
 	if _, err := os.Stat(unified); err == nil {
