@@ -21,17 +21,18 @@ import (
 // becomes by exec once it has made the container, and nothing of ours stays. It keeps no list of containers: what must
 // outlast the caller (the process, the cgroup) it returns for the caller to write down.
 type OCI struct {
+	dir         string
 	hierarchies *hierarchies
 	filters     *filterCache
 }
 
-// OpenOCI looks at the machine's cgroups. Compiled seccomp profiles are kept in a subdirectory of cacheDir.
+// OpenOCI looks at the machine's cgroups. Compiled seccomp profiles, and init, are kept in cacheDir, which must be root's.
 func OpenOCI(cacheDir string) (*OCI, error) {
 	hs, err := findHierarchies()
 	if err != nil {
 		return nil, err
 	}
-	return &OCI{hierarchies: hs, filters: newFilterCache(filepath.Join(cacheDir, filterDir))}, nil
+	return &OCI{dir: cacheDir, hierarchies: hs, filters: newFilterCache(filepath.Join(cacheDir, filterDir))}, nil
 }
 
 // OCIGroup names a container's cgroup for later.
@@ -114,7 +115,7 @@ func (m *OCI) Create(o OCIOptions) (p *OCIProcess, err error) {
 	if err != nil {
 		return nil, err
 	}
-	image, err := initImage()
+	image, err := initFile(m.dir)
 	if err != nil {
 		return nil, err
 	}
@@ -186,7 +187,7 @@ func (m *OCI) place(spec *specs.Spec, id string) (*cgroup, error) {
 	if g.path == "" {
 		g.path = id
 	}
-	own, err := os.ReadFile("/proc/self/cgroup")
+	own, err := readFile("/proc/self/cgroup")
 	if err != nil {
 		return nil, err
 	}
@@ -215,8 +216,8 @@ func (m *OCI) place(spec *specs.Spec, id string) (*cgroup, error) {
 func (g *cgroup) createFresh(optional map[string]bool) (made bool, err error) {
 	for _, h := range g.hs.all {
 		dir := g.dir(h)
-		if _, err := os.Stat(dir); err == nil {
-			if procs, err := os.ReadFile(filepath.Join(dir, "cgroup.procs")); err == nil && len(procs) > 0 {
+		if procs, err := readFile(filepath.Join(dir, "cgroup.procs")); err == nil {
+			if len(procs) > 0 {
 				return made, fmt.Errorf("cgroup %s has processes in it already", dir)
 			}
 			continue
@@ -784,7 +785,7 @@ func (m *OCI) Exec(o OCIExec) (p *OCIProcess, err error) {
 			return nil, err
 		}
 	}
-	image, err := initImage()
+	image, err := initFile(m.dir)
 	if err != nil {
 		return nil, err
 	}
@@ -853,6 +854,9 @@ func (m *OCI) PIDs(g OCIGroup) []int { return m.group(g).pids() }
 // Remove kills what is left in a container's cgroup and deletes it.
 func (m *OCI) Remove(g OCIGroup) error {
 	c := m.group(g)
+	if c.removeEmpty() { // as it should be by now
+		return nil
+	}
 	if err := c.kill(); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}

@@ -267,7 +267,7 @@ func (r *Runtime) stateNames() ([]string, error) {
 	}
 	var names []string
 	for _, e := range entries {
-		if e.IsDir() && validID.MatchString(e.Name()) {
+		if e.IsDir() && validID(e.Name()) {
 			names = append(names, e.Name())
 		}
 	}

@@ -602,7 +602,7 @@ func writeFilter(path string, f *filter) {
 }
 
 func readFilter(path string) *filter {
-	b, err := os.ReadFile(path)
+	b, err := readFile(path)
 	if err != nil || len(b) < 5+8+sha256.Size {
 		return nil
 	}

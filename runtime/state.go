@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -34,10 +33,18 @@ type state struct {
 	Memory  int64     `json:"memoryLimit,omitempty"`
 }
 
-var validID = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
+// validID says whether a name is of the form ^[a-z0-9][a-z0-9-]{0,62}$.
+func validID(id string) bool {
+	for i, c := range []byte(id) {
+		if (c < 'a' || c > 'z') && (c < '0' || c > '9') && (c != '-' || i == 0) {
+			return false
+		}
+	}
+	return id != "" && len(id) <= 63
+}
 
 func checkID(id string) error {
-	if !validID.MatchString(id) {
+	if !validID(id) {
 		return fmt.Errorf("container id %q: want lower-case letters, digits and '-', letter or digit first, 63 at most", id)
 	}
 	return nil
@@ -45,13 +52,13 @@ func checkID(id string) error {
 
 // bootID changes whenever the machine starts.
 var bootID = sync.OnceValue(func() string {
-	b, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	b, _ := readFile("/proc/sys/kernel/random/boot_id")
 	return strings.TrimSpace(string(b))
 })
 
 // startTime reads when a process started, in clock ticks since boot.
 func startTime(pid int) (uint64, error) {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	b, err := readFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
 		return 0, err
 	}

@@ -48,12 +48,37 @@ func readConfig(path string) (*specs.Spec, error) {
 	return parseConfig(path, b)
 }
 
+// linuxSpec is specs.Spec without the other platforms' sections, which we only have to see: making ready to decode their
+// types takes encoding/json longer than decoding a configuration.
+type linuxSpec struct {
+	Version     string            `json:"ociVersion"`
+	Process     *specs.Process    `json:"process"`
+	Root        *specs.Root       `json:"root"`
+	Hostname    string            `json:"hostname"`
+	Domainname  string            `json:"domainname"`
+	Mounts      []specs.Mount     `json:"mounts"`
+	Hooks       *specs.Hooks      `json:"hooks"`
+	Annotations map[string]string `json:"annotations"`
+	Linux       *specs.Linux      `json:"linux"`
+	Solaris     json.RawMessage   `json:"solaris"`
+	Windows     json.RawMessage   `json:"windows"`
+	VM          json.RawMessage   `json:"vm"`
+	ZOS         json.RawMessage   `json:"zos"`
+	FreeBSD     json.RawMessage   `json:"freebsd"`
+}
+
 func parseConfig(path string, b []byte) (*specs.Spec, error) {
-	s := &specs.Spec{}
-	if err := json.Unmarshal(b, s); err != nil {
+	var l linuxSpec
+	if err := json.Unmarshal(b, &l); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	return s, nil
+	for _, other := range []json.RawMessage{l.Solaris, l.Windows, l.VM, l.ZOS, l.FreeBSD} {
+		if len(other) > 0 && string(other) != "null" {
+			return nil, fmt.Errorf("%s: this is a runtime for Linux, and there is a section for another platform", path)
+		}
+	}
+	return &specs.Spec{Version: l.Version, Process: l.Process, Root: l.Root, Hostname: l.Hostname, Domainname: l.Domainname,
+		Mounts: l.Mounts, Hooks: l.Hooks, Annotations: l.Annotations, Linux: l.Linux}, nil
 }
 
 // complete checks what is the command's to check, and makes paths absolute.
@@ -64,8 +89,6 @@ func complete(s *specs.Spec, bundle string) error {
 		return errors.New("config.json: ociVersion is missing")
 	case !ok || major != "1":
 		return fmt.Errorf("config.json: ociVersion %q is not one of 1.x", s.Version)
-	case s.Windows != nil || s.Solaris != nil || s.VM != nil || s.ZOS != nil:
-		return errors.New("config.json: this is a runtime for Linux, and there is a section for another platform")
 	case s.Root == nil || s.Root.Path == "":
 		return errors.New("config.json: root.path is missing")
 	case s.Process != nil && len(s.Process.Args) == 0:
@@ -198,7 +221,7 @@ func (a *app) make(id string, b *birth, listen bool) (_ *made, err error) {
 		if err != nil {
 			if m.process != nil {
 				m.process.Abort()
-				if machine, err := runtime.OpenOCI(a.root); err == nil {
+				if machine, err := a.machine(); err == nil {
 					machine.Remove(r.Group)
 				}
 			}
@@ -225,7 +248,7 @@ func (a *app) make(id string, b *birth, listen bool) (_ *made, err error) {
 			return nil, err
 		}
 	}
-	machine, err := runtime.OpenOCI(a.root)
+	machine, err := a.machine()
 	if err != nil {
 		return nil, err
 	}
@@ -448,7 +471,7 @@ func kill(a *app, args []string) error {
 		return err
 	}
 	if all || sig == unix.SIGKILL && !r.PIDNamespace {
-		m, err := runtime.OpenOCI(a.root)
+		m, err := a.machine()
 		if err != nil {
 			return err
 		}
@@ -469,7 +492,7 @@ func kill(a *app, args []string) error {
 		return fmt.Errorf("signal container %q: %w", id, err)
 	}
 	if sig == unix.SIGKILL { // one that is frozen takes notice only when thawed
-		if m, err := runtime.OpenOCI(a.root); err == nil && m.Frozen(r.Group) {
+		if m, err := a.machine(); err == nil && m.Frozen(r.Group) {
 			return m.Freeze(r.Group, false)
 		}
 	}
@@ -538,7 +561,7 @@ func (a *app) remove(r *record, force bool) error {
 			return fmt.Errorf("container %q is %s, not stopped: kill it first, or use --force", r.ID, status)
 		}
 		unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
-		if m, err := runtime.OpenOCI(a.root); err == nil && m.Frozen(r.Group) {
+		if m, err := a.machine(); err == nil && m.Frozen(r.Group) {
 			m.Freeze(r.Group, false)
 		}
 		if !awaitEnd(fd, 10*time.Second) {
@@ -552,7 +575,7 @@ func (a *app) remove(r *record, force bool) error {
 			return err
 		}
 	}
-	m, err := runtime.OpenOCI(a.root)
+	m, err := a.machine()
 	if err != nil {
 		return err
 	}

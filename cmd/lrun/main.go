@@ -48,6 +48,15 @@ type app struct {
 	root    string
 	log     string
 	logJSON bool
+	oci     *runtime.OCI // see machine
+}
+
+// machine looks at the machine's cgroups, once.
+func (a *app) machine() (_ *runtime.OCI, err error) {
+	if a.oci == nil {
+		a.oci, err = runtime.OpenOCI(a.root)
+	}
+	return a.oci, err
 }
 
 func main() {

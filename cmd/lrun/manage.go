@@ -29,7 +29,7 @@ func (a *app) running(id string) (*record, *runtime.OCI, error) {
 	if !r.alive() {
 		return nil, nil, fmt.Errorf("container %q is stopped", id)
 	}
-	m, err := runtime.OpenOCI(a.root)
+	m, err := a.machine()
 	return r, m, err
 }
 

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -94,40 +95,44 @@ func attend(pid int, terminal *os.File) int {
 		console = openConsole(terminal)
 		defer console.close()
 	}
-	ended := make(chan int)
+	// Whoever waits, reaps; a signal that comes later would be somebody else's.
+	var mu sync.Mutex
+	reaped := false
 	go func() {
-		var status unix.WaitStatus
-		for {
-			_, err := unix.Wait4(pid, &status, 0, nil)
-			if err == unix.EINTR {
-				continue
-			}
-			break
-		}
-		if status.Signaled() {
-			ended <- 128 + int(status.Signal())
-			return
-		}
-		ended <- status.ExitStatus()
-	}()
-	for {
-		select {
-		case code := <-ended:
-			if console != nil {
-				console.drain()
-			}
-			return code
-		case s := <-signals:
+		for s := range signals {
 			if s == syscall.SIGWINCH {
 				if console != nil {
 					console.resize()
 				}
 				continue
 			}
-			// Our child, not yet reaped as far as we know: at worst the signal comes too late.
-			unix.Kill(pid, s.(syscall.Signal))
+			mu.Lock()
+			if !reaped {
+				unix.Kill(pid, s.(syscall.Signal))
+			}
+			mu.Unlock()
+		}
+	}()
+	// Seen to have ended first, reaped second: in between the number is still its own.
+	var info unix.Siginfo
+	for unix.Waitid(unix.P_PID, pid, &info, unix.WEXITED|unix.WNOWAIT, nil) == unix.EINTR {
+	}
+	mu.Lock()
+	var status unix.WaitStatus
+	for {
+		if _, err := unix.Wait4(pid, &status, 0, nil); err != unix.EINTR {
+			break
 		}
 	}
+	reaped = true
+	mu.Unlock()
+	if console != nil {
+		console.drain()
+	}
+	if status.Signaled() {
+		return 128 + int(status.Signal())
+	}
+	return status.ExitStatus()
 }
 
 // console joins our own terminal, or whatever stands for it, to a container's.
@@ -246,7 +251,7 @@ func execCommand(a *app, args []string) error {
 	if !r.alive() {
 		return fmt.Errorf("container %q is stopped", id)
 	}
-	machine, err := runtime.OpenOCI(a.root)
+	machine, err := a.machine()
 	if err != nil {
 		return err
 	}

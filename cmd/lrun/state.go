@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -44,10 +45,10 @@ type record struct {
 	PIDNamespace   bool `json:"pidNamespace"`
 }
 
-func bootID() string {
+var bootID = sync.OnceValue(func() string {
 	b, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	return strings.TrimSpace(string(b))
-}
+})
 
 // checkID accepts what runc does: letters, digits, and _ + - . but neither "." nor "..".
 func checkID(id string) error {
@@ -175,7 +176,7 @@ func (a *app) status(r *record) string {
 	case runtime.OCIWaiting(a.dir(r.ID)):
 		return "created"
 	}
-	if m, err := runtime.OpenOCI(a.root); err == nil && m.Frozen(r.Group) {
+	if m, err := a.machine(); err == nil && m.Frozen(r.Group) {
 		return "paused"
 	}
 	return "running"
