@@ -66,7 +66,7 @@ func TestMain(m *testing.M) {
 }
 
 // newRoot copies the template and takes everything down with the test.
-func newRoot(t *testing.T) string {
+func newRoot(t testing.TB) string {
 	t.Helper()
 	root := filepath.Join(t.TempDir(), "root")
 	if out, err := exec.Command("cp", "-a", template, root).CombinedOutput(); err != nil {
@@ -118,7 +118,7 @@ func newPlatform(t *testing.T, more string) *platform {
 	return p
 }
 
-func check(t *testing.T, err error) {
+func check(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
