@@ -18,12 +18,23 @@ func BenchmarkCreate(b *testing.B) {
 		b.Run(fmt.Sprintf("at-once=%d", atOnce), func(b *testing.B) {
 			n, err := Open(newRoot(b), Options{})
 			check(b, err)
-			benchmarkCreate(b, n, atOnce)
+			benchmarkCreate(b, n, atOnce, func() {})
 		})
 	}
+	b.Run("spare", func(b *testing.B) {
+		n, err := Open(newRoot(b), Options{})
+		check(b, err)
+		p := startPool(b, n, 4)
+		benchmarkCreate(b, n, 1, func() {
+			for ready, _ := p.state(); ready == 0; ready, _ = p.state() {
+				time.Sleep(time.Millisecond)
+			}
+		})
+	})
 }
 
-func benchmarkCreate(b *testing.B, n *Node, atOnce int) {
+// benchmarkCreate calls before ahead of each create but the first.
+func benchmarkCreate(b *testing.B, n *Node, atOnce int, before func()) {
 	ctx := context.Background()
 	img, err := n.Images().Image(ctx, "busybox")
 	check(b, err)
@@ -52,6 +63,7 @@ func benchmarkCreate(b *testing.B, n *Node, atOnce int) {
 	for range atOnce {
 		workers.Go(func() {
 			for range work {
+				before()
 				took, timings := one()
 				mu.Lock()
 				all = append(all, took)

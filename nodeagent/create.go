@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"path"
@@ -50,6 +52,8 @@ type CreateOptions struct {
 	HostUsers  bool // no user namespace; all else stays locked down
 	Platform   *PlatformRecord
 
+	// Timings are of stages before this one, in microseconds, for the record.
+	Timings map[string]int64
 	// Stage, when not nil, hears what the create is at.
 	Stage func(stage string)
 }
@@ -133,8 +137,9 @@ func (o *CreateOptions) record() *Record {
 		Image: o.Image.Name, Digest: o.Image.Digest,
 		TTY: o.TTY, State: StateCreating, Owner: o.Owner, Maker: self(), AutoRemove: o.AutoRemove,
 		Net: o.Net, Ports: o.Ports, Volumes: o.Volumes, Limits: o.Limits, ReadOnly: o.ReadOnly,
-		Cwd: o.Cwd, User: o.User, CreatedAt: time.Now().UTC(), Platform: o.Platform,
+		Cwd: o.Cwd, User: o.User, CreatedAt: time.Now().UTC(), Timings: map[string]int64{}, Platform: o.Platform,
 	}
+	maps.Copy(r.Timings, o.Timings)
 	cfg := o.Image.Config
 	if r.Cwd == "" {
 		r.Cwd = cfg.WorkingDir
@@ -171,7 +176,32 @@ func (n *Node) Create(ctx context.Context, o CreateOptions) (*Environment, error
 	if !o.NoMain && len(r.Args) == 0 {
 		return nil, fmt.Errorf("image %q has no command of its own: say which to run", o.Image.Name)
 	}
-	b := &builder{node: n, o: &o, env: &Environment{node: n, rec: *r}, timings: map[string]int64{}}
+	pool := n.pool.Load()
+	defer pool.working()()
+	if o.Stage != nil {
+		o.Stage(StateCreating)
+	}
+	for sp := pool.take(&o); sp != nil; sp = pool.take(&o) {
+		e, err := n.give(ctx, sp, r)
+		if err == nil {
+			return e, nil
+		}
+		if pool.discard(sp); ctx.Err() != nil {
+			return nil, err
+		}
+		slog.Warn("a spare environment could not be given away", "spare", sp.rec.ID, "env", r.ID, "err", err)
+	}
+	e, err := n.build(ctx, &o, r)
+	if errors.Is(err, netbridge.ErrFull) && pool.empty() > 0 {
+		e, err = n.build(ctx, &o, r) // spares held addresses
+	}
+	return e, err
+}
+
+// build makes an environment from nothing.
+func (n *Node) build(ctx context.Context, o *CreateOptions, r *Record) (*Environment, error) {
+	b := &builder{node: n, o: o, env: &Environment{node: n, rec: *r}, timings: maps.Clone(r.Timings)}
+	defer b.close()
 	if err := b.build(ctx); err != nil {
 		b.revert()
 		return nil, err
@@ -190,6 +220,16 @@ type builder struct {
 	undo    []func(context.Context) error // in the order done
 	netns   *os.File
 	userns  *os.File
+	root    *os.File   // the mounted disk
+	own     netip.Addr // its address, in bridge mode
+}
+
+func (b *builder) close() {
+	for _, f := range []*os.File{b.netns, b.userns, b.root} {
+		if f != nil {
+			_ = f.Close()
+		}
+	}
 }
 
 // onFailure remembers how to undo a step that was, or may have been, done.
@@ -218,12 +258,9 @@ func (b *builder) timed(stage string, f func() error) error {
 	return err
 }
 
-func (b *builder) build(ctx context.Context) (err error) {
+func (b *builder) build(ctx context.Context) error {
 	n, r := b.node, &b.env.rec
 	begin := time.Now()
-	if b.o.Stage != nil {
-		b.o.Stage(StateCreating)
-	}
 	if err := b.claim(); err != nil {
 		return err
 	}
@@ -232,14 +269,37 @@ func (b *builder) build(ctx context.Context) (err error) {
 		return err
 	}
 	defer unlock()
-	defer func() {
-		for _, f := range []*os.File{b.netns, b.userns} {
-			if f != nil {
-				_ = f.Close()
-			}
+	if err := b.prepare(ctx); err != nil {
+		return err
+	}
+	if err := b.timed("hosts", func() error { return b.hosts() }); err != nil {
+		return err
+	}
+	if err := b.start(ctx); err != nil {
+		return err
+	}
+	if r.Owner == OwnerForeground && r.Args != nil {
+		// Not as init's own main command: with that one's end init ends too, and a quick command's output would have to
+		// be fetched before. As a session it waits for whoever owns the environment.
+		if err := b.timed("command", func() (err error) {
+			b.env.command, err = b.env.c.StartSession(ctx, *b.session(commandSession))
+			return err
+		}); err != nil {
+			return fmt.Errorf("start the command: %w", err)
 		}
-	}()
+	}
+	b.timings["total"] = time.Since(begin).Microseconds()
+	return b.env.update(func(r *Record) {
+		r.State, r.StartedAt, r.Timings, r.PID = StateRunning, time.Now().UTC(), b.timings, b.env.c.PID()
+		if b.own.IsValid() {
+			r.Address = b.own.String()
+		}
+	})
+}
 
+// prepare makes what start needs: process, disk and network, side by side as far as they go.
+func (b *builder) prepare(ctx context.Context) error {
+	n, r := b.node, &b.env.rec
 	spec, err := buildSpec(r)
 	if err != nil {
 		return err
@@ -271,64 +331,38 @@ func (b *builder) build(ctx context.Context) (err error) {
 	if err := g.Wait(); err != nil {
 		return err
 	}
-
-	var root *os.File
-	defer func() {
-		if root != nil {
-			_ = root.Close()
-		}
-	}()
-	var own netip.Addr
 	g, gctx = errgroup.WithContext(ctx)
 	g.Go(func() error {
 		return b.timed("mount", func() (err error) {
-			// Writable for now: /etc is still to be filled in. seal makes it read-only if that was asked for.
-			if root, err = snapshot.Mount(gctx, b.userns, false); err != nil {
+			// Writable for now: /etc is still to be filled in. hosts makes it read-only if that was asked for.
+			if b.root, err = snapshot.Mount(gctx, b.userns, false); err != nil {
 				return fmt.Errorf("mount the disk: %w", err)
 			}
-			return b.etc(root)
+			return b.etc()
 		})
 	})
 	g.Go(func() error {
 		return b.timed("network", func() (err error) {
-			own, err = b.network(gctx, bridge)
+			b.own, err = b.network(gctx, bridge)
 			return err
 		})
 	})
-	if err := g.Wait(); err != nil {
-		return err
-	}
+	return g.Wait()
+}
 
-	if err := b.timed("hosts", func() error { return b.hosts(root, own) }); err != nil {
-		return err
-	}
+// start lets init build the inside.
+func (b *builder) start(ctx context.Context) error {
 	mounts, closeMounts, err := b.mounts(ctx)
 	defer closeMounts()
 	if err != nil {
 		return err
 	}
 	if err := b.timed("start", func() error {
-		return b.env.c.Start(ctx, runtime.StartOptions{Root: root, Mounts: mounts})
+		return b.env.c.Start(ctx, runtime.StartOptions{Root: b.root, Mounts: mounts})
 	}); err != nil {
 		return fmt.Errorf("start: %w", err)
 	}
-	if r.Owner == OwnerForeground && r.Args != nil {
-		// Not as init's own main command: with that one's end init ends too, and a quick command's output would have to
-		// be fetched before. As a session it waits for whoever owns the environment.
-		if err := b.timed("command", func() (err error) {
-			b.env.command, err = b.env.c.StartSession(ctx, *b.session(commandSession))
-			return err
-		}); err != nil {
-			return fmt.Errorf("start the command: %w", err)
-		}
-	}
-	b.timings["total"] = time.Since(begin).Microseconds()
-	return b.env.update(func(r *Record) {
-		r.State, r.StartedAt, r.Timings, r.PID = StateRunning, time.Now().UTC(), b.timings, b.env.c.PID()
-		if own.IsValid() {
-			r.Address = own.String()
-		}
-	})
+	return nil
 }
 
 // claim takes what is exclusive: the directory, the name, the range of ids; and leaves the record that says so.
@@ -341,7 +375,7 @@ func (b *builder) claim() error {
 		return fmt.Errorf("environment %s: %w", r.ID, err)
 	}
 	b.onFailure(func(context.Context) error { return os.RemoveAll(n.envDir(r.ID)) })
-	if err := n.save(r); err != nil {
+	if err := b.identify(func() error { return n.save(r) }); err != nil {
 		return err
 	}
 	if r.Name != "" {
@@ -350,16 +384,21 @@ func (b *builder) claim() error {
 		}
 		b.onFailure(func(context.Context) error { n.dropName(r.Name, r.ID); return nil })
 	}
+	return nil
+}
+
+// identify gives the environment its range of ids. save writes the record, before the range is taken.
+func (b *builder) identify(save func() error) error {
+	n, r := b.node, &b.env.rec
 	if b.o.HostUsers {
-		return nil
+		return save()
 	}
-	first, err := n.ids.allocate(r.ID)
-	if err != nil {
-		return err
-	}
-	r.FirstID = first
-	b.onFailure(func(context.Context) error { return n.ids.release(first, r.ID) })
-	return n.save(r)
+	b.onFailure(func(context.Context) error { return n.ids.release(r.FirstID, r.ID) })
+	_, err := n.ids.allocate(r.ID, func(first int) error {
+		r.FirstID = first
+		return save()
+	})
+	return err
 }
 
 // session describes the command that the environment is made for.
@@ -424,29 +463,29 @@ func (b *builder) network(ctx context.Context, bridge *netbridge.Bridge) (netip.
 }
 
 // etc writes those generated files of /etc that do not depend on the network.
-func (b *builder) etc(root *os.File) error {
+func (b *builder) etc() error {
 	r := &b.env.rec
 	files := map[string][]byte{"hostname": []byte(r.Hostname + "\n")}
 	if r.Net != NetNone {
 		files["resolv.conf"] = resolvConf(r.Net)
 	}
-	return writeEtc(root, files, r.FirstID, r.FirstID)
+	return writeEtc(b.root, files, r.FirstID, r.FirstID)
 }
 
 // hosts writes /etc/hosts, then seals the root if it is to be read-only.
-func (b *builder) hosts(root *os.File, own netip.Addr) error {
+func (b *builder) hosts() error {
 	r := &b.env.rec
-	host, err := os.ReadFile("/etc/hosts")
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("read the host's hosts: %w", err)
+	body, err := hosts(r.Hostname, b.own)
+	if err != nil {
+		return err
 	}
-	if err := writeEtc(root, map[string][]byte{"hosts": hostsFile(host, r.Hostname, own)}, r.FirstID, r.FirstID); err != nil {
+	if err := writeEtc(b.root, map[string][]byte{"hosts": body}, r.FirstID, r.FirstID); err != nil {
 		return err
 	}
 	if !r.ReadOnly {
 		return nil
 	}
-	return unix.MountSetattr(int(root.Fd()), "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+	return unix.MountSetattr(int(b.root.Fd()), "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
 }
 
 // mounts opens what is mounted from outside. The returned function closes it all and is never nil.

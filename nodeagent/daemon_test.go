@@ -114,6 +114,9 @@ func newPlatform(t *testing.T, more string) *platform {
 	check(t, err)
 	p.conf = filepath.Join(t.TempDir(), "config.toml")
 	text := fmt.Sprintf("[etcd]\naddresses = [%q]\n[node]\nname = \"n1\"\nroot = %q\n%s\n", p.etcd.Endpoint, p.root, more)
+	if !strings.Contains(more, "spares") { // so that a machine without environments is an empty one
+		text += "spares = 0\n"
+	}
 	check(t, os.WriteFile(p.conf, []byte(text), 0o600))
 	return p
 }

@@ -55,6 +55,15 @@ func resolvConf(net string) []byte {
 	return out.Bytes()
 }
 
+// hosts is /etc/hosts of an environment of that name and address.
+func hosts(hostname string, own netip.Addr) ([]byte, error) {
+	host, err := os.ReadFile("/etc/hosts")
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("read the host's hosts: %w", err)
+	}
+	return hostsFile(host, hostname, own), nil
+}
+
 // hostsFile is /etc/hosts inside: loopback, its own name, and what the host's file adds that is not loopback.
 func hostsFile(host []byte, hostname string, own netip.Addr) []byte {
 	var out bytes.Buffer
@@ -84,42 +93,56 @@ func hostsFile(host []byte, hostname string, own netip.Addr) []byte {
 // inside the root and follows no link, so an image can't point it at the host: openat2(2), RESOLVE_IN_ROOT.
 // uid and gid own the files on the host.
 func writeEtc(root *os.File, files map[string][]byte, uid, gid int) error {
+	made, err := makeEtc(root, files, uid, gid)
+	for _, f := range made {
+		err = errors.Join(err, f.Close())
+	}
+	return err
+}
+
+// makeEtc is writeEtc for who wants to write more to the files, which it returns by name, on an error too.
+func makeEtc(root *os.File, files map[string][]byte, uid, gid int) (made map[string]*os.File, err error) {
 	how := &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
 	etc, err := unix.Openat2(int(root.Fd()), "etc", how)
 	if errors.Is(err, unix.ENOENT) {
 		if err := unix.Mkdirat(int(root.Fd()), "etc", 0o755); err != nil {
-			return fmt.Errorf("make /etc: %w", err)
+			return nil, fmt.Errorf("make /etc: %w", err)
 		}
 		if etc, err = unix.Openat2(int(root.Fd()), "etc", how); err == nil {
 			err = unix.Fchownat(etc, "", uid, gid, unix.AT_EMPTY_PATH)
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("open /etc of the image: %w", err)
+		return nil, fmt.Errorf("open /etc of the image: %w", err)
 	}
 	defer unix.Close(etc)
+	made = map[string]*os.File{}
 	for name, body := range files {
-		if err := writeNew(etc, name, body, uid, gid); err != nil {
-			return fmt.Errorf("write /etc/%s: %w", name, err)
+		f, err := writeNew(etc, name, body, uid, gid)
+		if f != nil {
+			made[name] = f
+		}
+		if err != nil {
+			return made, fmt.Errorf("write /etc/%s: %w", name, err)
 		}
 	}
-	return nil
+	return made, nil
 }
 
 // writeNew replaces whatever dir has under name by a new file.
-func writeNew(dir int, name string, body []byte, uid, gid int) error {
+func writeNew(dir int, name string, body []byte, uid, gid int) (*os.File, error) {
 	err := unix.Unlinkat(dir, name, 0)
 	if errors.Is(err, unix.EISDIR) {
 		err = unix.Unlinkat(dir, name, unix.AT_REMOVEDIR)
 	}
 	if err != nil && !errors.Is(err, unix.ENOENT) {
-		return err
+		return nil, err
 	}
 	fd, err := unix.Openat(dir, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o644)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	f := os.NewFile(uintptr(fd), name)
 	_, err = f.Write(body)
-	return errors.Join(err, f.Chmod(0o644), f.Chown(uid, gid), f.Close())
+	return f, errors.Join(err, f.Chmod(0o644), f.Chown(uid, gid))
 }

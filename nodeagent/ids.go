@@ -35,8 +35,9 @@ type rangeOwner struct {
 	Env  string `json:"env"`
 }
 
-// allocate gives env a range and returns its first id.
-func (r idRanges) allocate(env string) (int, error) {
+// allocate gives env a range and returns its first id. It calls note with a range's first id before it takes it, so that
+// who is killed in between has written down what may be its own.
+func (r idRanges) allocate(env string, note func(first int) error) (int, error) {
 	if err := os.MkdirAll(r.dir, 0o700); err != nil {
 		return 0, fmt.Errorf("id ranges: %w", err)
 	}
@@ -47,9 +48,16 @@ func (r idRanges) allocate(env string) (int, error) {
 	start := int(binary.BigEndian.Uint32(seed[:]) % idRangeMax)
 	for i := range idRangeMax {
 		k := (start + i) % idRangeMax
+		if _, err := os.Lstat(r.path(k)); err == nil {
+			continue
+		}
+		first := idBase + k*idRangeSize
+		if err := note(first); err != nil {
+			return 0, err
+		}
 		err := r.claim(k, env)
 		if err == nil {
-			return idBase + k*idRangeSize, nil
+			return first, nil
 		}
 		if !errors.Is(err, fs.ErrExist) {
 			return 0, err

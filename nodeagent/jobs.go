@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"sync"
 	"time"
 
@@ -280,8 +279,8 @@ func (d *daemon) create(ctx context.Context, h *hosted, spec *queue.EnvSpec, tol
 	}
 	pulled := time.Since(pullBegan)
 	told.tell(ctx, queue.EnvStatus{ID: h.id, State: queue.StateCreating, Deadline: spec.Deadline})
-	env, err := d.node.Create(ctx, CreateOptions{
-		ID: h.id, Image: img, NoMain: true, Owner: OwnerPlatform, Hostname: hostnameFor(spec),
+	return d.node.Create(ctx, CreateOptions{
+		ID: h.id, Timings: map[string]int64{"image": pulled.Microseconds()}, Image: img, NoMain: true, Owner: OwnerPlatform, Hostname: hostnameFor(spec),
 		Limits: Limits{
 			MemoryBytes: spec.Limits.MemoryBytes, CPUs: spec.Limits.CPUs, PIDs: cmp.Or(spec.Limits.PIDs, DefaultPIDs),
 			NetUpBits: spec.Limits.NetUpBits, NetDownBits: spec.Limits.NetDownBits,
@@ -289,16 +288,6 @@ func (d *daemon) create(ctx context.Context, h *hosted, spec *queue.EnvSpec, tol
 		},
 		Platform: &PlatformRecord{Shell: spec.Command, Deadline: spec.Deadline, IdleTimeout: spec.IdleTimeout},
 	})
-	if err != nil {
-		return nil, err
-	}
-	if err := env.update(func(r *Record) {
-		r.Timings = maps.Clone(r.Timings)
-		r.Timings["image"] = pulled.Microseconds()
-	}); err != nil {
-		d.log.Warn("record timings", "env", h.id, "err", err)
-	}
-	return env, nil
 }
 
 // hostnameFor is what the environment calls itself: its name if that can be a host's, else its id.

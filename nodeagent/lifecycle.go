@@ -40,7 +40,7 @@ func (n *Node) Load(ctx context.Context, id string) (*Environment, error) {
 	if r.State != StateRunning {
 		return nil, fmt.Errorf("%w: %s is %s", ErrNotRunning, describe(r), r.State)
 	}
-	c, err := n.runtime.Load(ctx, id)
+	c, err := n.runtime.Load(ctx, r.heldAs())
 	if errors.Is(err, runtime.ErrNotFound) {
 		return nil, fmt.Errorf("%w: %s", ErrNotRunning, describe(r))
 	}
@@ -114,6 +114,7 @@ func (e *Environment) Finish(ctx context.Context, status ExitStatus) error {
 
 // Delete ends the environment of that id, whatever state it is in, and removes all of it. It is idempotent.
 func (n *Node) Delete(ctx context.Context, id string) error {
+	defer n.pool.Load().working()()
 	unlock, err := n.lock(id)
 	if errors.Is(err, ErrNotFound) {
 		return nil
@@ -157,7 +158,8 @@ func (n *Node) deleteLocked(ctx context.Context, id string) error {
 // cgroup, and last its ids, which nothing may bear when the next one gets them.
 func (n *Node) teardown(ctx context.Context, r *Record) error {
 	var errs []error
-	c, err := n.runtime.Load(ctx, r.ID)
+	held := r.heldAs()
+	c, err := n.runtime.Load(ctx, held)
 	switch {
 	case err == nil:
 		if err := c.Kill(ctx); err != nil {
@@ -168,14 +170,14 @@ func (n *Node) teardown(ctx context.Context, r *Record) error {
 	default:
 		// Usually the machine was restarted. But if only /run was emptied, processes that bear its ids still run in its
 		// cgroup, and the ids go to the next.
-		if _, err := n.runtime.Sweep(ctx, func(id string) bool { return id != r.ID }); err != nil {
+		if _, err := n.runtime.Sweep(ctx, func(id string) bool { return id != held }); err != nil {
 			return fmt.Errorf("clear what is left of environment %s: %w", r.ID, err)
 		}
 	}
 	if b, err := n.existingBridge(ctx); err != nil {
 		errs = append(errs, err)
 	} else if b != nil {
-		if err := b.Detach(ctx, r.ID); err != nil {
+		if err := b.Detach(ctx, held); err != nil {
 			errs = append(errs, fmt.Errorf("release the address of %s: %w", r.ID, err))
 		}
 	}
@@ -184,13 +186,19 @@ func (n *Node) teardown(ctx context.Context, r *Record) error {
 			errs = append(errs, fmt.Errorf("remove environment %s: %w", r.ID, err))
 		}
 	}
-	if err := n.images.Release(ctx, r.ID); err != nil {
+	if err := n.images.Release(ctx, held); err != nil {
 		errs = append(errs, fmt.Errorf("release the disk of %s: %w", r.ID, err))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	return n.ids.release(r.FirstID, r.ID)
+	if err := n.ids.release(r.FirstID, held); err != nil {
+		return err
+	}
+	if r.Prepared != "" {
+		return n.forgetSpare(r.Prepared)
+	}
+	return nil
 }
 
 // existingBridge is Bridge, but nil where no environment of this node ever had an address.
@@ -229,7 +237,7 @@ func (n *Node) finishLocked(ctx context.Context, id string, status *ExitStatus, 
 		return n.deleteLocked(ctx, id)
 	}
 	if status == nil {
-		status = n.lastStatus(ctx, id)
+		status = n.lastStatus(ctx, r)
 	}
 	if err := n.teardown(ctx, r); err != nil {
 		return err
@@ -242,8 +250,8 @@ func (n *Node) finishLocked(ctx context.Context, id string, status *ExitStatus, 
 }
 
 // lastStatus is what init wrote before it went, if it could.
-func (n *Node) lastStatus(ctx context.Context, id string) *ExitStatus {
-	c, err := n.runtime.Load(ctx, id)
+func (n *Node) lastStatus(ctx context.Context, r *Record) *ExitStatus {
+	c, err := n.runtime.Load(ctx, r.heldAs())
 	if err != nil {
 		return nil
 	}
@@ -270,14 +278,15 @@ func (e *Environment) Stats(ctx context.Context) (Stats, error) {
 		return Stats{}, fmt.Errorf("stats of environment %s: %w", e.ID(), err)
 	}
 	out := Stats{Stats: s}
-	if e.Record().Net != NetBridge {
+	r := e.Record()
+	if r.Net != NetBridge {
 		return out, nil
 	}
 	b, err := e.node.Bridge(ctx)
 	if err != nil {
 		return out, err
 	}
-	if out.Net, err = b.Stats(ctx, e.ID()); err != nil {
+	if out.Net, err = b.Stats(ctx, r.heldAs()); err != nil {
 		return out, fmt.Errorf("traffic of environment %s: %w", e.ID(), err)
 	}
 	return out, nil
@@ -367,6 +376,7 @@ func (n *Node) Destroy(ctx context.Context) error {
 	for _, id := range ids {
 		errs = append(errs, n.Delete(ctx, id))
 	}
+	n.forgetSpares()
 	_, err = n.Sweep(ctx)
 	errs = append(errs, err)
 	b, err := n.existingBridge(ctx)

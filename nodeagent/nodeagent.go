@@ -19,6 +19,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"github.com/learnos/learnos/netbridge"
 	"github.com/learnos/learnos/rootfs"
@@ -58,6 +59,8 @@ type Node struct {
 	runtime *runtime.Runtime
 	ids     idRanges
 
+	pool atomic.Pointer[pool] // nil where none is kept; see keepPool
+
 	netMu sync.Mutex
 	net   *netbridge.Bridge // nil until first needed
 }
@@ -71,7 +74,7 @@ func Open(root string, opts Options) (*Node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("node root: %w", err)
 	}
-	for _, dir := range []string{root, filepath.Join(root, "envs"), filepath.Join(root, "names")} {
+	for _, dir := range []string{root, filepath.Join(root, "envs"), filepath.Join(root, "names"), filepath.Join(root, "spares")} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			if errors.Is(err, os.ErrPermission) {
 				return nil, fmt.Errorf("node root %s: %w (a node needs root: try sudo)", root, err)

@@ -1,6 +1,7 @@
 package nodeagent
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/base32"
 	"encoding/json"
@@ -107,9 +108,15 @@ type Record struct {
 	StartedAt  time.Time        `json:"startedAt,omitzero"`
 	EndedAt    time.Time        `json:"endedAt,omitzero"`
 	// Timings says how long each stage of the start took, in microseconds.
-	Timings  map[string]int64 `json:"timings,omitempty"`
-	Platform *PlatformRecord  `json:"platform,omitempty"`
+	Timings map[string]int64 `json:"timings,omitempty"`
+	// Prepared, when set, is the id under which all but its own directory was made ahead of need (see pool), and under
+	// which runtime, disk, network and id range know it.
+	Prepared string          `json:"prepared,omitempty"`
+	Platform *PlatformRecord `json:"platform,omitempty"`
 }
+
+// heldAs is the id under which the parts below know the environment.
+func (r *Record) heldAs() string { return cmp.Or(r.Prepared, r.ID) }
 
 // PlatformRecord is what the daemon keeps about an environment it made for a job.
 type PlatformRecord struct {
@@ -169,14 +176,22 @@ func (n *Node) save(r *Record) error {
 	if err != nil {
 		return fmt.Errorf("environment %s: %w", r.ID, err)
 	}
-	path := filepath.Join(n.envDir(r.ID), "env.json")
-	tmp := path + "." + strconv.Itoa(os.Getpid()) + "." + rand.Text()[:8]
-	if err := os.WriteFile(tmp, append(body, '\n'), 0o600); err != nil {
+	if err := replaceFile(filepath.Join(n.envDir(r.ID), "env.json"), append(body, '\n')); err != nil {
 		return fmt.Errorf("record environment %s: %w", r.ID, err)
+	}
+	return nil
+}
+
+// replaceFile writes a file whole: a reader sees the old one or the new one, also after kill -9. (Not after a loss of power,
+// with which everything ends that our records tell of.)
+func replaceFile(path string, body []byte) error {
+	tmp := path + "." + strconv.Itoa(os.Getpid()) + "." + rand.Text()[:8]
+	if err := os.WriteFile(tmp, body, 0o600); err != nil {
+		return err
 	}
 	if err := os.Rename(tmp, path); err != nil {
 		_ = os.Remove(tmp)
-		return fmt.Errorf("record environment %s: %w", r.ID, err)
+		return err
 	}
 	return nil
 }
@@ -300,7 +315,7 @@ func (n *Node) dropName(name, id string) {
 
 // lock serializes what changes an environment, between processes and goroutines. It waits.
 func (n *Node) lock(id string) (unlock func(), err error) {
-	f, err := os.OpenFile(filepath.Join(n.envDir(id), "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	f, err := os.Open(n.envDir(id)) // a lock file of its own would be one more inode to make and to remove
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w: %q", ErrNotFound, id)
 	}

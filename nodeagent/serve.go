@@ -98,6 +98,7 @@ func Serve(ctx context.Context, cfg *config.Config) error {
 	g.Go(func() error { return d.pub.run(gctx) })
 	g.Go(func() error { return d.watchLimits(gctx) })
 	g.Go(func() error { return d.keepTunnels(gctx) })
+	g.Go(func() error { return d.node.keepPool(gctx, d.sparesBound(), d.roomForSpare, d.log) })
 	g.Go(func() error { return d.keepRegistered(gctx) })
 	err = g.Wait()
 	if ctx.Err() != nil {
@@ -208,7 +209,7 @@ func (d *daemon) takeUp(ctx context.Context) error {
 		env, err := d.node.Load(ctx, r.ID)
 		if err != nil || !env.Alive(ctx) {
 			reason := "it ended while the node's agent was away"
-			if st := d.node.lastStatus(ctx, r.ID); st != nil {
+			if st := d.node.lastStatus(ctx, r); st != nil {
 				reason = endReason(*st, r.Limits)
 			}
 			d.pub.ended(queue.EnvStatus{ID: r.ID, State: queue.StateFailed, Reason: reason})
@@ -246,6 +247,25 @@ func (d *daemon) leave() {
 	}
 }
 
+// sparesBound is how many environments may wait to be given away: as configured, but no more than may run at all, nor more
+// than a sixteenth of the addresses.
+func (d *daemon) sparesBound() int {
+	bound := d.cfg.Spares
+	if d.cfg.MaxEnvironments > 0 {
+		bound = min(bound, d.cfg.MaxEnvironments)
+	}
+	if p := d.node.opts.Subnet; p.IsValid() {
+		bound = min(bound, 1<<(32-p.Bits())/16)
+	}
+	return bound
+}
+
+// spareRoom is how much memory, in bytes, the node must be able to promise before it makes one more spare, which takes
+// 1.5 MiB: enough that an environment is not refused for it.
+const spareRoom = 64 << 20
+
+func (d *daemon) roomForSpare() bool { return d.free(readMeminfo()) >= spareRoom }
+
 // wake makes the claimer and the registry look again.
 func (d *daemon) wake() {
 	for _, ch := range []chan struct{}{d.kick, d.news} {
@@ -267,6 +287,7 @@ func (d *daemon) info(instance string) queue.NodeInfo {
 	d.mu.Lock()
 	i.Environments = len(d.envs)
 	d.mu.Unlock()
+	i.Spares, _ = d.node.pool.Load().state()
 	var st unix.Statfs_t
 	if unix.Statfs(d.node.root, &st) == nil {
 		i.DiskFree, i.DiskTotal = int64(st.Bavail)*st.Bsize, int64(st.Blocks)*st.Bsize

@@ -65,7 +65,7 @@ func (n *Node) initAlive(r *Record) bool {
 	if _, alive := startTime(r.PID); !alive {
 		return false
 	}
-	c, err := n.runtime.Load(context.Background(), r.ID)
+	c, err := n.runtime.Load(context.Background(), r.heldAs())
 	if err != nil {
 		return false
 	}
@@ -85,7 +85,7 @@ func (n *Node) settle(ctx context.Context, id string) (bool, error) {
 	}
 	if r.State == StateRunning {
 		reason := ""
-		_, err := n.runtime.Load(ctx, id)
+		_, err := n.runtime.Load(ctx, r.heldAs())
 		switch {
 		case errors.Is(err, runtime.ErrNotFound):
 			reason = "the machine was restarted"
@@ -99,7 +99,7 @@ func (n *Node) settle(ctx context.Context, id string) (bool, error) {
 
 // tryLock is lock without waiting.
 func (n *Node) tryLock(id string) (unlock func(), ok bool) {
-	f, err := os.OpenFile(filepath.Join(n.envDir(id), "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	f, err := os.Open(n.envDir(id))
 	if err != nil {
 		return nil, false
 	}
@@ -110,14 +110,17 @@ func (n *Node) tryLock(id string) (unlock func(), ok bool) {
 	return func() { _ = f.Close() }, true
 }
 
-// live is what the sweeps of the parts below ask: does that environment still hold things? The record is read
-// then and there, and is written before anything is made, so a create that begins during a sweep is safe.
+// live is what the sweeps of the parts below ask: does that environment, or spare, still hold things? What is on disk is
+// read then and there, and is written before anything is made, so a create that begins during a sweep is safe.
 func (n *Node) live(id string) bool {
 	r, err := n.Record(id)
-	if err != nil {
-		return !errors.Is(err, ErrNotFound) // unreadable is not the same as gone
+	switch {
+	case err == nil:
+		return r.State != StateExited
+	case !errors.Is(err, ErrNotFound):
+		return true // unreadable is not the same as gone
 	}
-	return r.State != StateExited
+	return n.liveSpare(id)
 }
 
 // unrecordedGrace is how old a directory without a record must be before it counts as left over: its create
@@ -132,6 +135,7 @@ type Swept struct {
 	Addresses    []string `json:"addresses"`
 	IDRanges     []string `json:"idRanges"`
 	Names        []string `json:"names"`
+	Spares       []string `json:"spares"`
 }
 
 // Sweep clears everything on this node that no live environment owns: Reconcile, and then every part's own
@@ -180,6 +184,8 @@ func (n *Node) Sweep(ctx context.Context) (Swept, error) {
 			note(&s.Names, []string{e.Name()}, os.Remove(path))
 		}
 	}
+	list, err = n.sweepSpares()
+	note(&s.Spares, list, err)
 	return s, errors.Join(errs...)
 }
 
@@ -197,7 +203,7 @@ func (n *Node) abandoned(id string) bool {
 func (n *Node) restoreRanges(all []*Record) error {
 	for _, r := range all {
 		if r.FirstID != 0 && r.State != StateExited {
-			if err := n.ids.reclaim(r.FirstID, r.ID); err != nil {
+			if err := n.ids.reclaim(r.FirstID, r.heldAs()); err != nil {
 				return err
 			}
 		}

@@ -24,7 +24,7 @@ func TestIDRangesNeverOverlap(t *testing.T) {
 	for _, r := range []idRanges{one, two, one, two} {
 		wg.Go(func() {
 			for range 50 {
-				first, err := r.allocate("e1")
+				first, err := r.allocate("e1", func(int) error { return nil })
 				if err != nil {
 					t.Error(err)
 					return
@@ -43,7 +43,7 @@ func TestIDRangesNeverOverlap(t *testing.T) {
 	if err != nil || len(removed) != 100 {
 		t.Errorf("swept %d, %v; want its own 100", len(removed), err)
 	}
-	first, err := one.allocate("e2")
+	first, err := one.allocate("e2", func(int) error { return nil })
 	if err != nil {
 		t.Fatal(err)
 	}

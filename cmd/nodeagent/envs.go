@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -67,9 +69,25 @@ func psCommand() command {
 					}
 					t.row(clipText(r.ID, 12), r.Name, r.Image, state, since(r.CreatedAt), r.Address, ports, clipText(strings.Join(r.Args, " "), 40))
 				}
-				return t.print(a.stdout)
+				if err := t.print(a.stdout); err != nil {
+					return err
+				}
+				if spares, err := n.Spares(); err == nil && len(spares) > 0 {
+					fmt.Fprintf(a.stdout, "and %d made ahead of need, for %s\n", len(spares), spareImages(spares))
+				}
+				return nil
 			}
 		}}
+}
+
+// spareImages names the images of spare environments, each once.
+func spareImages(spares []nodeagent.SpareRecord) string {
+	var names []string
+	for _, s := range spares {
+		names = append(names, s.Image)
+	}
+	slices.Sort(names)
+	return strings.Join(slices.Compact(names), ", ")
 }
 
 func portsText(ports []netbridge.Port) string {
@@ -478,7 +496,7 @@ func doctorCommand() command {
 				if err := noArgs(args); err != nil {
 					return err
 				}
-				list := []check{privilege()}
+				list := append([]check{privilege()}, spares(a)...)
 				for _, c := range runtime.Probe(ctx) {
 					list = append(list, check{"runtime", c.Name, c.OK, c.Detail, c.Consequence})
 				}
@@ -510,6 +528,29 @@ func privilege() check {
 		c.Consequence = "nothing works without root: try sudo"
 	}
 	return c
+}
+
+// spares says how many environments wait to be given away on this node. It looks only where there is a node.
+func spares(a *app) []check {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	if _, err := os.Stat(filepath.Join(a.root, "spares")); err != nil {
+		return nil
+	}
+	n, err := a.node()
+	if err != nil {
+		return nil
+	}
+	list, err := n.Spares()
+	if err != nil {
+		return []check{{"node", "spares", false, err.Error(), "environments take a few milliseconds longer to start"}}
+	}
+	detail := "none made ahead of need"
+	if len(list) > 0 {
+		detail = strconv.Itoa(len(list)) + " made ahead of need, for " + spareImages(list)
+	}
+	return []check{{"node", "spares", true, detail, ""}}
 }
 
 // tool looks for a program that only one command needs.

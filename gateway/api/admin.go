@@ -184,7 +184,7 @@ func (a *API) listNodes(c *gin.Context) error {
 	views := make([]gin.H, len(nodes))
 	for i, n := range nodes {
 		views[i] = gin.H{"name": n.Name, "version": n.Version, "address": n.Address, "freeMemory": n.FreeMemory, "totalMemory": n.TotalMemory, "cpus": n.CPUs,
-			"environments": n.Environments, "maxEnvironments": n.MaxEnvironments, "diskFree": n.DiskFree, "diskTotal": n.DiskTotal,
+			"environments": n.Environments, "maxEnvironments": n.MaxEnvironments, "spares": n.Spares, "diskFree": n.DiskFree, "diskTotal": n.DiskTotal,
 			"connected": slices.Contains(connected, n.Name), "updatedAt": n.UpdatedAt.UTC()}
 	}
 	c.JSON(http.StatusOK, views)

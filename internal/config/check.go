@@ -143,6 +143,9 @@ func (c *Config) check() error {
 	if n.MaxEnvironments < 0 {
 		bad("node.maxEnvironments", "%d is negative; 0 means as many as memory allows", n.MaxEnvironments)
 	}
+	if n.Spares < 0 || n.Spares > maxSpares {
+		bad("node.spares", "%d is not between 0 (none) and %d", n.Spares, maxSpares)
+	}
 	if n.Bridge != "" && !linkName.MatchString(n.Bridge) {
 		bad("node.bridge", "%q must be 1 to 15 letters, digits, \"-\", \"_\" and \".\"", n.Bridge)
 	}
@@ -153,6 +156,9 @@ func (c *Config) check() error {
 	}
 	return errors.Join(errs...)
 }
+
+// maxSpares bounds what a slip of the finger can cost: each takes 1.5 MiB and an address.
+const maxSpares = 256
 
 func checkAddress(a string) error {
 	host, port, err := net.SplitHostPort(a)

@@ -73,6 +73,7 @@ type Node struct {
 	Root            string `toml:"root"`            // default <dataDir>
 	Reserve         Size   `toml:"reserve"`         // memory that environments never get
 	MaxEnvironments int    `toml:"maxEnvironments"` // 0: as many as memory allows
+	Spares          int    `toml:"spares"`          // environments made ahead of need, at most; 0: none
 	Bridge          string `toml:"bridge"`          // "": chosen from Root
 	Subnet          string `toml:"subnet"`          // CIDR; "": a free one is chosen and kept
 	BlockPrivate    bool   `toml:"blockPrivate"`    // environments can't reach private networks

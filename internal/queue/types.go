@@ -133,6 +133,7 @@ type NodeInfo struct {
 	CPUs            int       `json:"cpus"`
 	Environments    int       `json:"environments"`
 	MaxEnvironments int       `json:"maxEnvironments,omitempty"` // 0: no limit
+	Spares          int       `json:"spares,omitempty"`          // ready to be given away; not among Environments
 	DiskFree        int64     `json:"diskFree,omitempty"`        // bytes
 	DiskTotal       int64     `json:"diskTotal,omitempty"`       // bytes
 	StartedAt       time.Time `json:"startedAt,omitzero"`
