@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,7 +20,7 @@ import (
 // creates is the way of a create, from the HTTP request to the first byte of the shell's prompt on a websocket, through
 // the whole platform as it is shipped: `learnos up` with everything inside.
 func creates(ctx context.Context, b *bench) (all []*Measure, err error) {
-	p, c, err := b.platform(ctx, "platform", 100)
+	p, c, err := b.platform(ctx, "platform", nil)
 	if err != nil {
 		return nil, err
 	}
@@ -38,8 +39,8 @@ func creates(ctx context.Context, b *bench) (all []*Measure, err error) {
 	return all, nil
 }
 
-// platform starts `learnos up`, where one person may have as many environments as is said.
-func (b *bench) platform(ctx context.Context, name string, environments int) (*platform.Platform, *platform.Client, error) {
+// platform starts `learnos up` in a directory of that name, with more of its configuration as LEARNOS_ variables.
+func (b *bench) platform(ctx context.Context, name string, config map[string]string) (*platform.Platform, *platform.Client, error) {
 	dir := filepath.Join(b.work, name)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, nil, err
@@ -51,10 +52,9 @@ func (b *bench) platform(ctx context.Context, name string, environments int) (*p
 	if err := b.ownGroup(n.CgroupParent()); err != nil {
 		return nil, nil, err
 	}
-	p, err := platform.Start(ctx, dir, platform.Options{Bin: b.bin, Embedded: true, Env: map[string]string{
-		"LEARNOS_GATEWAY_MAXENVIRONMENTS": fmt.Sprint(environments),
-		"LEARNOS_COMMON_LOGLEVEL":         "warn",
-	}})
+	env := map[string]string{"LEARNOS_GATEWAY_MAXENVIRONMENTS": "2000", "LEARNOS_COMMON_LOGLEVEL": "warn"}
+	maps.Copy(env, config)
+	p, err := platform.Start(ctx, dir, platform.Options{Bin: b.bin, Embedded: true, Env: env})
 	if err != nil {
 		return nil, nil, err
 	}

@@ -38,6 +38,8 @@ var parts = []part{
 	{"cycle", cycle},
 	{"exec", execTrue},
 	{"create", creates},
+	{"agent", agent},
+	{"idle", idle},
 	{"run", runRemove},
 	{"burst", bursts},
 	{"pull", pulls},

@@ -140,12 +140,49 @@ func (c *Client) Delete(ctx context.Context, id string) error {
 // socket tells it; an end in any other final state is an error with its
 // reason.
 func (c *Client) WaitState(ctx context.Context, id, state string) (*Environment, error) {
+	w, err := c.Watch(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer w.Close()
+	env, err := c.Environment(ctx, id) // what came before we listened is not told again
+	if err != nil {
+		return nil, err
+	}
+	if done, err := env.reached(state); done || err != nil {
+		return env, err
+	}
+	return w.Until(ctx, id, state)
+}
+
+// Watch listens to what happens to a person's environments from now on.
+type Watch struct{ ws *websocket.Conn }
+
+// Watch returns when the events socket listens.
+func (c *Client) Watch(ctx context.Context) (*Watch, error) {
 	ws, err := c.dial(ctx, "/events", "learnos.events.v1")
 	if err != nil {
 		return nil, err
 	}
-	defer ws.Close()
+	w := &Watch{ws}
 	stop := context.AfterFunc(ctx, func() { ws.Close() })
+	defer stop()
+	var hello struct{ Type string }
+	if err := ws.ReadJSON(&hello); err != nil || hello.Type != "hello" {
+		ws.Close()
+		return nil, fmt.Errorf("events socket: want hello, got %q: %w", hello.Type, errors.Join(ctx.Err(), err))
+	}
+	return w, nil
+}
+
+// Close ends the watch.
+func (w *Watch) Close() error { return w.ws.Close() }
+
+// Until returns when it is told that the environment is in the state; an
+// end in any other final state is an error with its reason. What it is told
+// of others is lost to later calls.
+func (w *Watch) Until(ctx context.Context, id, state string) (*Environment, error) {
+	stop := context.AfterFunc(ctx, func() { w.ws.Close() })
 	defer stop()
 	last := "never seen"
 	for {
@@ -153,31 +190,34 @@ func (c *Client) WaitState(ctx context.Context, id, state string) (*Environment,
 			Type        string
 			Environment json.RawMessage
 		}
-		if err := ws.ReadJSON(&m); err != nil {
+		if err := w.ws.ReadJSON(&m); err != nil {
 			return nil, fmt.Errorf("wait for %s to be %s (last %s): %w", id, state, last, errors.Join(ctx.Err(), err))
 		}
+		if m.Type != "environment" {
+			continue
+		}
 		env := new(Environment)
-		switch m.Type {
-		case "hello": // what ended before we listened is not told again
-			if env, err = c.Environment(ctx, id); err != nil {
-				return nil, err
-			}
-		case "environment":
-			if err := json.Unmarshal(m.Environment, env); err != nil {
-				return nil, err
-			}
+		if err := json.Unmarshal(m.Environment, env); err != nil {
+			return nil, err
 		}
 		if env.ID != id {
 			continue
 		}
 		last = env.State + " " + env.Reason
-		switch {
-		case env.State == state:
-			return env, nil
-		case env.State == "failed" && state != "deleted" || env.State == "deleted" || env.State == "overstep":
-			return env, fmt.Errorf("environment %s ended as %s: %s", id, env.State, env.Reason)
+		if done, err := env.reached(state); done || err != nil {
+			return env, err
 		}
 	}
+}
+
+func (e *Environment) reached(state string) (bool, error) {
+	switch {
+	case e.State == state:
+		return true, nil
+	case e.State == "failed" && state != "deleted" || e.State == "deleted" || e.State == "overstep":
+		return false, fmt.Errorf("environment %s ended as %s: %s", e.ID, e.State, e.Reason)
+	}
+	return false, nil
 }
 
 func (c *Client) dial(ctx context.Context, path, protocol string) (*websocket.Conn, error) {
