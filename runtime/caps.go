@@ -63,10 +63,11 @@ func parseCaps(c *specs.LinuxCapabilities) (out initproto.Caps, err error) {
 }
 
 // grantableCaps is parseCaps as the OCI specification has it: what can't be granted (unknown here, not ours to give, or not
-// allowed by another of the sets) is warned of and left out.
-func grantableCaps(c *specs.LinuxCapabilities, userNS bool) (out initproto.Caps, warnings []string) {
+// allowed by another of the sets) is warned of and left out. Up to 1.0.2 the unknown was an error, and still is where a
+// configuration names that.
+func grantableCaps(c *specs.LinuxCapabilities, ociVersion string, userNS bool) (out initproto.Caps, warnings []string, err error) {
 	if c == nil {
-		return out, nil
+		return out, nil, nil
 	}
 	ours := ^uint64(0)
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
@@ -79,6 +80,8 @@ func grantableCaps(c *specs.LinuxCapabilities, userNS bool) (out initproto.Caps,
 		for _, capability := range names {
 			n, ok := capNumbers[capability]
 			switch {
+			case !ok && OCIBefore(ociVersion, 1):
+				err = fmt.Errorf("capability %q is unknown", capability)
 			case !ok:
 				warnings = append(warnings, fmt.Sprintf("capability %q is unknown", capability))
 			case within&(1<<n) == 0:
@@ -97,7 +100,7 @@ func grantableCaps(c *specs.LinuxCapabilities, userNS bool) (out initproto.Caps,
 	out.Effective = sets("effective", c.Effective, out.Permitted, "they are not permitted")
 	out.Inheritable = sets("inheritable", c.Inheritable, out.Bounding, "they are not in the bounding set")
 	out.Ambient = sets("ambient", c.Ambient, out.Permitted&out.Inheritable, "they are not both permitted and inheritable")
-	return out, warnings
+	return out, warnings, err
 }
 
 func firstCap(bits uint64) string {

@@ -156,13 +156,8 @@ func (p *plan) mounts(s *specs.Spec, ns *namespaces, o *CreateOptions, hs *hiera
 		if dest == "/dev" {
 			p.OwnDev = true
 		}
-		if label := s.Linux.MountLabel; label != "" {
-			if !selinuxEnabled() {
-				return fmt.Errorf("mountLabel %q: SELinux is not enabled", label)
-			}
-			if m.Type == "tmpfs" || m.Type == "mqueue" {
-				f.data = append(f.data, "context="+label)
-			}
+		if label := s.Linux.MountLabel; label != "" && selinuxEnabled() && (m.Type == "tmpfs" || m.Type == "mqueue") {
+			f.data = append(f.data, "context="+label)
 		}
 		fresh := initproto.Mount{
 			Dest: dest, FD: initproto.NewFS, FSType: m.Type, Source: source, Options: f.data, AttrSet: f.set | f.recSet,

@@ -75,7 +75,9 @@ func buildPlan(o *CreateOptions, ns *namespaces, hs *hierarchies) (*plan, error)
 		return nil, err
 	}
 	if o.group != nil {
-		p.Caps, p.warnings = grantableCaps(proc.Capabilities, p.UserNS)
+		if p.Caps, p.warnings, err = grantableCaps(proc.Capabilities, s.Version, p.UserNS); err != nil {
+			return nil, err
+		}
 	} else if p.Caps, err = parseCaps(proc.Capabilities); err != nil {
 		return nil, err
 	}
@@ -97,7 +99,7 @@ func buildPlan(o *CreateOptions, ns *namespaces, hs *hierarchies) (*plan, error)
 	if err := p.sysctls(l.Sysctl, ns, joined); err != nil {
 		return nil, err
 	}
-	if err := p.label(proc); err != nil {
+	if err := p.label(proc, l.MountLabel); err != nil {
 		return nil, err
 	}
 	if err := p.mounts(s, ns, o, hs); err != nil {
@@ -193,8 +195,20 @@ func sysctlPath(key string) string {
 	}, key)
 }
 
-// label takes the AppArmor profile or SELinux context that sessions are to run under.
-func (p *plan) label(proc *specs.Process) error {
+// label takes the AppArmor profile or SELinux context that sessions are to run under, and refuses what the kernel can't
+// hold to.
+//
+// An SELinux label of mounts is for SELinux alone: it names what a policy may then let some processes at, and where the kernel
+// has no SELinux there is neither policy nor label, and nothing that it would have kept anybody from. A configuration may
+// be made for machines with and without, so the OCI side says that it means nothing here and goes on. A process's label does
+// confine, and is refused.
+func (p *plan) label(proc *specs.Process, mountLabel string) error {
+	if mountLabel != "" && !selinuxEnabled() {
+		if !p.lenient || selinuxInKernel() {
+			return fmt.Errorf("mountLabel %q: SELinux is not enabled", mountLabel)
+		}
+		p.warnings = append(p.warnings, fmt.Sprintf("mountLabel %q means nothing: this kernel has no SELinux", mountLabel))
+	}
 	if proc.ApparmorProfile != "" {
 		if b, _ := os.ReadFile("/sys/module/apparmor/parameters/enabled"); len(b) == 0 || b[0] != 'Y' {
 			return fmt.Errorf("AppArmor profile %q: this kernel has no AppArmor", proc.ApparmorProfile)
@@ -214,6 +228,12 @@ func (p *plan) label(proc *specs.Process) error {
 		p.ExecLabelFile, p.ExecLabel = "exec", proc.SelinuxLabel
 	}
 	return nil
+}
+
+// selinuxInKernel says that SELinux is on in the kernel, whether or not its file system is where we would look for it.
+func selinuxInKernel() bool {
+	b, err := os.ReadFile("/proc/filesystems")
+	return err != nil || strings.Contains(string(b), "\tselinuxfs\n")
 }
 
 func selinuxEnabled() bool {

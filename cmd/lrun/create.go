@@ -388,7 +388,8 @@ func start(a *app, args []string) error {
 	return forwardNotify(notify, r)
 }
 
-// poststart runs the hooks that follow the process's beginning. When one fails the container is stopped.
+// poststart runs the hooks that follow the process's beginning. When one fails the container is stopped, or, for a
+// configuration of a specification before 1.3, which wanted it so, a warning is given and all goes on.
 func (a *app) poststart(r *record, spec *specs.Spec) (err error) {
 	if !r.PoststartHooks {
 		return nil
@@ -398,9 +399,16 @@ func (a *app) poststart(r *record, spec *specs.Spec) (err error) {
 			return err
 		}
 	}
-	if err := runHooks(spec.Hooks.Poststart, r.state("running", strconv.Itoa(r.PID)), r.Bundle); err != nil {
-		stop(r)
-		return err
+	state, lenient := r.state("running", strconv.Itoa(r.PID)), runtime.OCIBefore(spec.Version, 3)
+	for i := range spec.Hooks.Poststart {
+		err := runHooks(spec.Hooks.Poststart[i:i+1], state, r.Bundle)
+		switch {
+		case err != nil && lenient:
+			a.warn("poststart " + err.Error())
+		case err != nil:
+			stop(r)
+			return err
+		}
 	}
 	return nil
 }

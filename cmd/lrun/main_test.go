@@ -61,6 +61,17 @@ func TestScripts(t *testing.T) {
 			e.Defer(func() { checkNothingLeft(t, e.Getenv("STATE"), group) })
 			return nil
 		},
+		Condition: func(cond string) (bool, error) {
+			switch cond {
+			case "selinux":
+				b, err := os.ReadFile("/proc/filesystems")
+				return strings.Contains(string(b), "selinuxfs"), err
+			case "apparmor":
+				b, _ := os.ReadFile("/sys/module/apparmor/parameters/enabled")
+				return strings.HasPrefix(string(b), "Y"), nil
+			}
+			return false, fmt.Errorf("unknown condition %q", cond)
+		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"bundle": cmdBundle, "eventually": cmdEventually, "console": cmdConsole, "status": cmdStatus, "notify": cmdNotify,
 		},

@@ -1,0 +1,152 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// tries is how often a program may run with a runtime where the runtimes disagree.
+const tries = 3
+
+// runner runs programs with every runtime.
+type runner struct {
+	work     string
+	runtimes []runtime
+	limit    time.Duration // for one run of one program
+	lanes    int           // programs at a time
+	hide     bool          // take the unified hierarchy of a hybrid machine away from all but the first
+}
+
+// outcome is how a program ended with a runtime.
+type outcome struct {
+	Why    string // it failed; "" where it passed
+	Output string
+}
+
+// table holds outcomes by program and runtime.
+type table map[string]map[string]outcome
+
+type task struct {
+	program string
+	runtime int
+}
+
+// run runs them all, and those again that a verdict might hang on.
+func (r *runner) run(ctx context.Context, programs []string) table {
+	t := table{}
+	var all []task
+	for _, p := range programs {
+		t[p] = map[string]outcome{}
+		for i := range r.runtimes {
+			all = append(all, task{p, i})
+		}
+	}
+	r.round(ctx, all, func(x task, o outcome) { t[x.program][r.runtimes[x.runtime].name] = o })
+	failed := func(x task) bool { return t[x.program][r.runtimes[x.runtime].name].Why != "" }
+	passes := func(program string) (n int) {
+		for _, o := range t[program] {
+			if o.Why == "" {
+				n++
+			}
+		}
+		return n
+	}
+	some := func(which func(task) bool) (list []task) {
+		for _, x := range all {
+			if which(x) {
+				list = append(list, x)
+			}
+		}
+		return list
+	}
+	for range tries - 1 {
+		r.round(ctx, some(func(x task) bool { return failed(x) && passes(x.program) > 0 }), func(x task, o outcome) {
+			t[x.program][r.runtimes[x.runtime].name] = o
+		})
+	}
+	for range tries - 1 {
+		r.round(ctx, some(func(x task) bool { return !failed(x) && failed(task{x.program, 0}) }), func(x task, o outcome) {
+			if o.Why != "" {
+				t[x.program][r.runtimes[x.runtime].name] = outcome{"not every time: " + o.Why, o.Output}
+			}
+		})
+	}
+	return t
+}
+
+// round runs each task once, several at a time, and hands on the outcomes one by one.
+func (r *runner) round(ctx context.Context, tasks []task, done func(task, outcome)) {
+	var apart []task // one after the other: programs about cgroups all use the same one
+	together := make(chan task, len(tasks))
+	for _, x := range tasks {
+		if strings.Contains(x.program, "cgroups") || strings.Contains(x.program, "resources") {
+			apart = append(apart, x)
+		} else {
+			together <- x
+		}
+	}
+	close(together)
+	var mu sync.Mutex
+	run := func(x task) {
+		o := r.one(ctx, x)
+		mu.Lock()
+		defer mu.Unlock()
+		done(x, o)
+	}
+	var lanes sync.WaitGroup
+	lanes.Go(func() {
+		for _, x := range apart {
+			run(x)
+		}
+	})
+	for range r.lanes {
+		lanes.Go(func() {
+			for x := range together {
+				run(x)
+			}
+		})
+	}
+	lanes.Wait()
+}
+
+// hideHybrid runs what follows without the unified hierarchy of a hybrid machine, with which crun and runc can't deal.
+const hideHybrid = `if mountpoint -q /sys/fs/cgroup/unified; then umount /sys/fs/cgroup/unified; fi; exec "$@"`
+
+// one runs one program with one runtime.
+func (r *runner) one(ctx context.Context, x task) outcome {
+	ctx, cancel := context.WithTimeout(ctx, r.limit)
+	defer cancel()
+	args := []string{filepath.Join(r.work, "bin", x.program)}
+	if r.hide && x.runtime > 0 {
+		args = append([]string{"unshare", "-m", "--propagation", "private", "sh", "-c", hideHybrid, "sh"}, args...)
+	}
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+	cmd.Dir = r.work
+	cmd.Env = append(os.Environ(), "RUNTIME="+r.runtimes[x.runtime].path)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = time.Second
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err := cmd.Run()
+	o := outcome{Output: stdout.String() + stderr.String()}
+	switch {
+	case ctx.Err() != nil:
+		o.Why = fmt.Sprintf("not done within %s", r.limit)
+	case err != nil && stdout.Len() == 0:
+		o.Why = err.Error()
+	default:
+		if o.Why = judge(x.program, stdout.String()); o.Why == "" && err != nil {
+			o.Why = err.Error()
+		}
+	}
+	return o
+}
