@@ -74,7 +74,9 @@ func (b *bench) agentSeries(ctx context.Context, who, spares string, n int) (all
 	if len(samples) == 0 {
 		return []Row{{Who: who, Missing: "none of " + fmt.Sprint(n) + " environments came that way"}}, nil
 	}
-	return rows(who, samples), nil
+	all = rows(who, samples)
+	all[0].Ours = true
+	return all, nil
 }
 
 // agentCreate creates an environment and deletes it.

@@ -102,7 +102,7 @@ func createSeries(ctx context.Context, c *platform.Client, n, workers int) (*Mea
 	})
 	for _, name := range names {
 		r := rowOf(name, stages[name])
-		r.Detail = name != promptStage
+		r.Detail, r.Ours = name != promptStage, true
 		m.Rows = append(m.Rows, r)
 	}
 	return m, err

@@ -15,7 +15,10 @@ import (
 	"github.com/learnos/learnos/runtime"
 )
 
-const resident = "package runtime, resident"
+const (
+	lrun     = "lrun"
+	resident = "package runtime, resident"
+)
 
 // ociRuntime is a command with the surface of runc.
 type ociRuntime struct {
@@ -26,9 +29,9 @@ type ociRuntime struct {
 
 func (b *bench) ociRuntimes() []ociRuntime {
 	var all []ociRuntime
-	for _, name := range []string{"lrun", "crun", "runc"} {
+	for _, name := range []string{lrun, "crun", "runc"} {
 		r := ociRuntime{name: name, root: "/run/" + b.tag + "-" + name}
-		if name == "lrun" {
+		if name == lrun {
 			r.path = filepath.Join(b.bin, name)
 		} else {
 			r.path, r.missing = program(name)
@@ -103,7 +106,7 @@ func (b *bench) wholeCycle(ctx context.Context, name, root string, base *specs.S
 		if err != nil {
 			return nil, err
 		}
-		contenders = append(contenders, contender{who: r.name, once: func(ctx context.Context, i int) (sample, error) {
+		contenders = append(contenders, contender{who: r.name, ours: r.name == lrun, once: func(ctx context.Context, i int) (sample, error) {
 			return command(ctx, r.argv("run", "--bundle", dir, fmt.Sprintf("%s-%s-%d", b.tag, name, i))...)
 		}})
 	}
@@ -112,7 +115,7 @@ func (b *bench) wholeCycle(ctx context.Context, name, root string, base *specs.S
 		return nil, err
 	}
 	defer done()
-	contenders = append(contenders, contender{who: resident, once: once})
+	contenders = append(contenders, contender{who: resident, ours: true, once: once})
 	if floors {
 		contenders = append(contenders, bubblewrap(root),
 			contender{who: "fork + exec alone", once: func(ctx context.Context, i int) (sample, error) {
@@ -203,7 +206,7 @@ func (r ociRuntime) stepByStep(b *bench, name, bundle string) contender {
 		}
 		return sum, nil
 	}
-	return contender{who: r.name, once: once}
+	return contender{who: r.name, ours: r.name == lrun, once: once}
 }
 
 // residentCycle is the same in a process that is there already.

@@ -96,7 +96,7 @@ func (b *bench) manyIdle(ctx context.Context, n int, memory, latency *Measure) (
 	after := footprint()
 	each := func(f func(footprints) float64) float64 { return (f(after) - f(before)) / float64(n) }
 	one := func(who string, v float64, detail bool) Row {
-		return Row{Who: who, Runs: 1, Min: v, Median: v, P99: v, Detail: detail}
+		return Row{Who: who, Runs: 1, Min: v, Median: v, P99: v, Detail: detail, Ours: true}
 	}
 	memory.Rows = []Row{
 		one(ours, each(func(f footprints) float64 { return f.processes }), false),
@@ -117,7 +117,9 @@ func (b *bench) manyIdle(ctx context.Context, n int, memory, latency *Measure) (
 	}{{first, 0, last}, {end, n - last, n}} {
 		r := row("node: "+part.who, node[part.from:part.to])
 		r.Detail = true
-		latency.Rows = append(latency.Rows, row(part.who, seen[part.from:part.to]), r)
+		shown := row(part.who, seen[part.from:part.to])
+		shown.Ours = true
+		latency.Rows = append(latency.Rows, shown, r)
 	}
 	latency.Targets = []Target{{Of: end, Over: first, Stat: "median", Bound: 2}}
 	latency.Curve = &Curve{X: "environments", Y: "ms, median of the " + strconv.Itoa(block) + " before", Lines: []Series{curve}}

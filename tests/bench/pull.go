@@ -57,7 +57,7 @@ func pulls(ctx context.Context, b *bench) ([]*Measure, error) {
 	memory := map[string][]float64{}
 	var said string // by nodeagent
 	puller := func(who string, pull []string, watched int, remove ...[]string) contender {
-		return contender{who: who, once: func(ctx context.Context, _ int) (sample, error) {
+		return contender{who: who, ours: who == ourPull, once: func(ctx context.Context, _ int) (sample, error) {
 			unix.Sync()
 			s, peak, text, err := watch(ctx, watched, pull...)
 			if err != nil {
@@ -104,7 +104,9 @@ func pulls(ctx context.Context, b *bench) ([]*Measure, error) {
 			peaks.Rows = append(peaks.Rows, Row{Who: r.Who, Missing: r.Missing})
 			continue
 		}
-		peaks.Rows = append(peaks.Rows, rowOf(r.Who, memory[r.Who][1:])) // the first didn't count
+		peak := rowOf(r.Who, memory[r.Who][1:]) // the first didn't count
+		peak.Ours = r.Ours
+		peaks.Rows = append(peaks.Rows, peak)
 	}
 	return []*Measure{m, peaks}, nil
 }

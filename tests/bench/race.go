@@ -17,6 +17,7 @@ type contender struct {
 	once func(ctx context.Context, i int) (sample, error)
 	// missing says why it can't take part.
 	missing error
+	ours    bool
 	detail  bool // it explains another's figure
 }
 
@@ -59,11 +60,11 @@ func race(ctx context.Context, name string, runs int, contenders []contender) []
 			failed[i] = err
 		}
 		if failed[i] != nil {
-			all = append(all, Row{Who: c.who, Missing: oneLine(failed[i])})
+			all = append(all, Row{Who: c.who, Ours: c.ours, Missing: oneLine(failed[i])})
 			continue
 		}
 		mine := rows(c.who, samples[i])
-		mine[0].Detail = c.detail
+		mine[0].Detail, mine[0].Ours = c.detail, c.ours
 		all = append(all, mine...)
 	}
 	return all

@@ -42,6 +42,7 @@ type Measure struct {
 // Row is what one contender was seen to do.
 type Row struct {
 	Who  string `json:"who"`
+	Ours bool   `json:"ours,omitempty"`
 	Runs int    `json:"runs,omitempty"`
 	// In the measure's unit. P99 is the nearest rank, so with few runs it is the maximum.
 	Min    float64 `json:"min"`

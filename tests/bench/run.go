@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -51,7 +52,7 @@ func (b *bench) runners(ctx context.Context, bridgeOnly bool) ([]contender, erro
 	}
 	var all []contender
 	add := func(who string, argv []string) {
-		all = append(all, contender{who: who, once: func(ctx context.Context, _ int) (sample, error) { return command(ctx, argv...) }})
+		all = append(all, contender{who: who, ours: strings.HasPrefix(who, "nodeagent"), once: func(ctx context.Context, _ int) (sample, error) { return command(ctx, argv...) }})
 	}
 	add(ourRun, b.nodeagent("run", "--rm", ref, "true"))
 	if !bridgeOnly {
@@ -109,7 +110,7 @@ func bursts(ctx context.Context, b *bench) ([]*Measure, error) {
 	if err != nil {
 		return nil, err
 	}
-	contenders = append([]contender{{who: "agent, resident", once: inside}}, contenders...)
+	contenders = append([]contender{{who: "agent, resident", ours: true, once: inside}}, contenders...)
 	m := &Measure{Name: "burst", Title: fmt.Sprintf("%d creates and deletes, %d at once", n, atOnce), Unit: "containers/s",
 		About: "`run --rm busybox true` with a bridge network by everybody's command, and the same asked of a running agent's Go API.",
 		Rows:  rates(race(ctx, "burst", b.runs(5, 1), crowds(contenders, n, atOnce)), n)}
@@ -133,7 +134,7 @@ func bursts(ctx context.Context, b *bench) ([]*Measure, error) {
 				return nil, err
 			}
 		}
-		cycles = append(cycles, contender{who: r.name, once: func(ctx context.Context, i int) (sample, error) {
+		cycles = append(cycles, contender{who: r.name, ours: r.name == lrun, once: func(ctx context.Context, i int) (sample, error) {
 			return command(ctx, r.argv("run", "--bundle", bundles[i], fmt.Sprintf("%s-burst-%d", b.tag, i))...)
 		}})
 	}
