@@ -314,7 +314,7 @@ func (b *builder) prepare(ctx context.Context) error {
 	g.Go(func() error {
 		return b.timed("snapshot", func() (err error) {
 			b.onFailure(func(ctx context.Context) error { return n.images.Release(ctx, r.ID) })
-			if snapshot, err = n.images.Prepare(gctx, r.ID, b.o.Image, rootfs.SnapshotOptions{HostUID: r.FirstID, HostGID: r.FirstID, Volatile: true}); err != nil {
+			if snapshot, err = n.images.Prepare(gctx, r.ID, b.o.Image, rootfs.SnapshotOptions{HostUID: r.FirstID, HostGID: r.FirstID, Volatile: true, DiskBytes: r.Limits.DiskBytes}); err != nil {
 				return fmt.Errorf("prepare the disk: %w", err)
 			}
 			return nil

@@ -283,7 +283,7 @@ func (d *daemon) create(ctx context.Context, h *hosted, spec *queue.EnvSpec, tol
 		ID: h.id, Timings: map[string]int64{"image": pulled.Microseconds()}, Image: img, NoMain: true, Owner: OwnerPlatform, Hostname: hostnameFor(spec),
 		Limits: Limits{
 			MemoryBytes: spec.Limits.MemoryBytes, CPUs: spec.Limits.CPUs, PIDs: cmp.Or(spec.Limits.PIDs, DefaultPIDs),
-			NetUpBits: spec.Limits.NetUpBits, NetDownBits: spec.Limits.NetDownBits,
+			DiskBytes: spec.Limits.DiskBytes, NetUpBits: spec.Limits.NetUpBits, NetDownBits: spec.Limits.NetDownBits,
 			NetQuotaBytes: spec.Limits.NetQuotaBytes, BlkQuotaBytes: spec.Limits.BlkQuotaBytes,
 		},
 		Platform: &PlatformRecord{Shell: spec.Command, Deadline: spec.Deadline, IdleTimeout: spec.IdleTimeout},

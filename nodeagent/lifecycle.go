@@ -269,6 +269,8 @@ func (n *Node) lastStatus(ctx context.Context, r *Record) *ExitStatus {
 type Stats struct {
 	runtime.Stats
 	Net netbridge.Stats // zero without a network of its own
+	// DiskBytes is what the writable layer takes, where it has a DiskLimit; else both are 0.
+	DiskBytes, DiskLimit int64
 }
 
 // Stats reads the environment's counters.
@@ -279,6 +281,13 @@ func (e *Environment) Stats(ctx context.Context) (Stats, error) {
 	}
 	out := Stats{Stats: s}
 	r := e.Record()
+	if limit := r.Limits.DiskBytes; limit > 0 {
+		// As df inside has it: the file system of the image, or of the project. Root inside can't move init's root.
+		var st unix.Statfs_t
+		if err := unix.Statfs(fmt.Sprintf("/proc/%d/root", e.c.PID()), &st); err == nil {
+			out.DiskLimit, out.DiskBytes = limit, int64(st.Blocks-st.Bfree)*st.Bsize
+		}
+	}
 	if r.Net != NetBridge {
 		return out, nil
 	}

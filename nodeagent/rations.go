@@ -15,7 +15,7 @@ import (
 func (l Limits) check() error {
 	for what, n := range map[string]int64{
 		"memory limit": l.MemoryBytes, "memory.high": l.MemoryHighBytes, "process limit": l.PIDs,
-		"bandwidth out": l.NetUpBits, "bandwidth in": l.NetDownBits, "traffic quota": l.NetQuotaBytes, "disk traffic quota": l.BlkQuotaBytes,
+		"disk limit": l.DiskBytes, "bandwidth out": l.NetUpBits, "bandwidth in": l.NetDownBits, "traffic quota": l.NetQuotaBytes, "disk traffic quota": l.BlkQuotaBytes,
 		"read rate": l.IO.ReadBytes, "write rate": l.IO.WriteBytes, "reads per second": l.IO.Reads, "writes per second": l.IO.Writes,
 	} {
 		if n < 0 {

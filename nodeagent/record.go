@@ -57,6 +57,7 @@ type Limits struct {
 	CPUs            float64 `json:"cpus,omitempty"`            // 1.5 = one and a half processors' time
 	Cpuset          string  `json:"cpuset,omitempty"`
 	PIDs            int64   `json:"pids,omitempty"`
+	DiskBytes       int64   `json:"diskBytes,omitempty"`     // of the writable layer
 	NetUpBits       int64   `json:"netUpBits,omitempty"`     // bits per second out of the environment
 	NetDownBits     int64   `json:"netDownBits,omitempty"`   // bits per second into it
 	IO              IORates `json:"io,omitzero"`             // of the disk that holds the writable layer

@@ -98,4 +98,7 @@ type SnapshotOptions struct {
 	// Volatile lets the kernel skip syncing the writable layer (overlayfs "volatile"): much faster package
 	// installs, and a writable layer that is worth nothing after the machine itself crashes.
 	Volatile bool
+	// DiskBytes bounds what the writable layer takes, with a bound on the number of files in proportion; 0: neither. Inside,
+	// what goes beyond fails with ENOSPC, or EDQUOT on an ext4 with project quotas. See MinDisk and MaxDisk.
+	DiskBytes int64
 }

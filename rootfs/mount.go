@@ -36,16 +36,17 @@ func (sn *Snapshot) mount(ctx context.Context, userns *os.File, readOnly bool) (
 		return nil, err
 	}
 	dir := sn.store.path("snapshots", sn.ID)
-	if sn.Volatile && !readOnly {
-		// Overlayfs leaves this to refuse a layer that a crash may have torn; what it guards against here is a
-		// crash of the machine, which ends every environment anyway.
-		if err := rmtree.Remove(filepath.Join(dir, "work/work/incompat")); err != nil {
+	var top *os.File // stays nil for a mount that is not to be written to
+	if !readOnly {
+		var err error
+		if top, err = sn.openTop(ctx, dir); err != nil {
 			return nil, err
 		}
+		defer top.Close()
 	}
 	var first error
 	if !sn.store.attach.Load() {
-		f, err := sn.mountDetached(dir, userns, readOnly)
+		f, err := sn.mountDetached(top, userns)
 		if err == nil {
 			return f, nil
 		}
@@ -53,7 +54,7 @@ func (sn *Snapshot) mount(ctx context.Context, userns *os.File, readOnly bool) (
 	}
 	var f *os.File
 	err := onThrowawayThread(func() (err error) {
-		f, err = sn.mountAttached(dir, userns, readOnly)
+		f, err = sn.mountAttached(top, userns)
 		return err
 	})
 	if err != nil {
@@ -148,7 +149,8 @@ func mountAttrs(userns *os.File, readOnly bool) (attrs int) {
 
 // mountDetached builds the overlay from descriptors alone (Linux 6.15: overlayfs takes O_PATH descriptors of
 // detached mounts).
-func (sn *Snapshot) mountDetached(dir string, userns *os.File, readOnly bool) (*os.File, error) {
+func (sn *Snapshot) mountDetached(top, userns *os.File) (*os.File, error) {
+	readOnly := top == nil
 	layers, err := sn.store.layersMount(userns)
 	if err != nil {
 		return nil, err
@@ -177,7 +179,7 @@ func (sn *Snapshot) mountDetached(dir string, userns *os.File, readOnly bool) (*
 	}
 	if !readOnly {
 		for _, part := range []string{"upper", "work"} {
-			f, err := os.OpenFile(filepath.Join(dir, part), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+			f, err := sn.openPart(top, part)
 			if err != nil {
 				return nil, err
 			}
@@ -213,6 +215,22 @@ func (sn *Snapshot) mountDetached(dir string, userns *os.File, readOnly bool) (*
 	return os.NewFile(uintptr(m), "overlay "+sn.ID), nil
 }
 
+// openPart opens upper or work below top (see openTop).
+func (sn *Snapshot) openPart(top *os.File, part string) (*os.File, error) {
+	if sn.Volatile && part == "work" {
+		// Overlayfs leaves this to refuse a layer that a crash may have torn; what it guards against here is a
+		// crash of the machine, which ends every environment anyway.
+		if err := rmtree.Remove(filepath.Join(procPath(top), "work/work/incompat")); err != nil {
+			return nil, err
+		}
+	}
+	fd, err := unix.Openat(int(top.Fd()), part, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: filepath.Join(top.Name(), part), Err: err}
+	}
+	return os.NewFile(uintptr(fd), filepath.Join(top.Name(), part)), nil
+}
+
 // options are overlayfs' options for a writable mount. redirect_dir lets directories of the image be renamed as
 // on any machine, not EXDEV; the marks it needs are trusted.*, which nobody inside can write.
 func (sn *Snapshot) options() []string {
@@ -243,26 +261,13 @@ func fsError(fd int, doing string, err error) error {
 
 // mountAttached does what older kernels need: the id-mapped layers attached somewhere. That is a private mount
 // namespace that only this thread is in and that ends with it.
-func (sn *Snapshot) mountAttached(dir string, userns *os.File, readOnly bool) (*os.File, error) {
+func (sn *Snapshot) mountAttached(top, userns *os.File) (*os.File, error) {
+	readOnly := top == nil
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return nil, fmt.Errorf("unshare mount namespace: %w", err)
 	}
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return nil, fmt.Errorf("make mounts private: %w", err)
-	}
-	opts := sn.options()
-	if readOnly {
-		opts = nil
-	} else {
-		// Opened here, for overlayfs wants mounts of the namespace it is mounted in.
-		for _, part := range []string{"upper", "work"} {
-			f, err := os.OpenFile(filepath.Join(dir, part), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
-			if err != nil {
-				return nil, err
-			}
-			defer f.Close()
-			opts = append(opts, part+"dir="+procPath(f))
-		}
 	}
 	layers, err := sn.store.layersMount(userns)
 	if err != nil {
@@ -273,10 +278,36 @@ func (sn *Snapshot) mountAttached(dir string, userns *os.File, readOnly bool) (*
 	if err := unix.Mount("learnos", stage, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0700"); err != nil {
 		return nil, fmt.Errorf("mount tmpfs: %w", err)
 	}
-	at, target := filepath.Join(stage, "layers"), filepath.Join(stage, "root")
-	for _, d := range []string{at, target} {
+	at, target, disk := filepath.Join(stage, "layers"), filepath.Join(stage, "root"), filepath.Join(stage, "disk")
+	for _, d := range []string{at, target, disk} {
 		if err := os.Mkdir(d, 0o700); err != nil {
 			return nil, err
+		}
+	}
+	opts := sn.options()
+	if readOnly {
+		opts = nil
+	} else {
+		// Overlayfs wants mounts of the namespace it is mounted in, and a descriptor from before is not of this one.
+		path := sn.store.path("snapshots", sn.ID)
+		if sn.OnImage {
+			if err := unix.MoveMount(int(top.Fd()), "", unix.AT_FDCWD, disk, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+				return nil, fmt.Errorf("attach the disk: %w", err)
+			}
+			path = disk
+		}
+		top, err := os.OpenFile(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+		if err != nil {
+			return nil, err
+		}
+		defer top.Close()
+		for _, part := range []string{"upper", "work"} {
+			f, err := sn.openPart(top, part)
+			if err != nil {
+				return nil, err
+			}
+			defer f.Close()
+			opts = append(opts, part+"dir="+procPath(f))
 		}
 	}
 	if err := unix.MoveMount(int(layers.Fd()), "", unix.AT_FDCWD, at, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {

@@ -18,14 +18,18 @@ import (
 // A Snapshot is the writable layer of one environment and the stack of layers it stands on. What it records is
 // its own: a later pull or removal under the image's name changes nothing here.
 type Snapshot struct {
-	ID          string    `json:"id"`
-	Image       string    `json:"image"`       // the catalogue name at the time
-	ImageDigest string    `json:"imageDigest"` // the content it stood for
-	Layers      []string  `json:"layers"`      // lowest first
-	HostUID     int       `json:"hostUID"`     // owner on the host of what root writes inside
-	HostGID     int       `json:"hostGID"`
-	Volatile    bool      `json:"volatile,omitempty"`
-	Created     time.Time `json:"created"`
+	ID          string   `json:"id"`
+	Image       string   `json:"image"`       // the catalogue name at the time
+	ImageDigest string   `json:"imageDigest"` // the content it stood for
+	Layers      []string `json:"layers"`      // lowest first
+	HostUID     int      `json:"hostUID"`     // owner on the host of what root writes inside
+	HostGID     int      `json:"hostGID"`
+	Volatile    bool     `json:"volatile,omitempty"`
+	// DiskBytes bounds the writable layer, by the quota of that Project or, with OnImage, by a file system of its own.
+	DiskBytes int64     `json:"diskBytes,omitempty"`
+	Project   uint32    `json:"project,omitempty"`
+	OnImage   bool      `json:"onImage,omitempty"`
+	Created   time.Time `json:"created"`
 
 	store *Store
 }
@@ -60,6 +64,9 @@ func (s *Store) prepare(ctx context.Context, id string, img *Image, o SnapshotOp
 	if o.HostUID < 0 || o.HostGID < 0 {
 		return nil, fmt.Errorf("root's ids on the host cannot be %d:%d", o.HostUID, o.HostGID)
 	}
+	if err := o.checkDisk(); err != nil {
+		return nil, err
+	}
 	t, err := s.temp("snapshot")
 	if err != nil {
 		return nil, err
@@ -67,7 +74,10 @@ func (s *Store) prepare(ctx context.Context, id string, img *Image, o SnapshotOp
 	defer t.remove()
 	sn := &Snapshot{
 		ID: id, Image: img.Name, ImageDigest: img.Digest, Layers: img.Layers,
-		HostUID: o.HostUID, HostGID: o.HostGID, Volatile: o.Volatile, Created: time.Now().UTC(), store: s,
+		HostUID: o.HostUID, HostGID: o.HostGID, Volatile: o.Volatile, DiskBytes: o.DiskBytes, Created: time.Now().UTC(), store: s,
+	}
+	if err := s.bound(ctx, t.path, sn); err != nil {
+		return nil, err
 	}
 	data, err := json.Marshal(sn)
 	if err == nil {
@@ -91,8 +101,10 @@ func (s *Store) prepare(ctx context.Context, id string, img *Image, o SnapshotOp
 			return nil, fmt.Errorf("layer %s of image %q is gone: pull the image again", d, img.Name)
 		}
 	}
-	if err := s.makeUpper(t.path, sn); err != nil {
-		return nil, err
+	if !sn.OnImage { // else Mount does, inside
+		if err := s.makeUpper(t.path, sn); err != nil {
+			return nil, err
+		}
 	}
 	// RENAME_NOREPLACE: an empty directory would give way to a plain rename.
 	if err := unix.Renameat2(unix.AT_FDCWD, t.path, unix.AT_FDCWD, dir, unix.RENAME_NOREPLACE); err != nil {
@@ -171,15 +183,30 @@ func (s *Store) Release(ctx context.Context, id string) error {
 	if _, err := os.Lstat(dir); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
+	var sn Snapshot
+	_ = readJSON(filepath.Join(dir, "snapshot.json"), &sn) // one that a crash has torn had no quota yet
 	if err := s.discard(dir); err != nil {
 		return fmt.Errorf("release snapshot %q: %w", id, err)
+	}
+	if sn.Project != 0 {
+		if err := s.dropProject(sn.Project); err != nil {
+			return fmt.Errorf("release snapshot %q: %w", id, err)
+		}
 	}
 	return nil
 }
 
 // Usage returns how many bytes of disk the writable layer takes, hard links counted once. It walks the whole
-// layer, and what changes meanwhile may or may not be counted.
+// layer, and what changes meanwhile may or may not be counted. Of an image it is what the image takes.
 func (sn *Snapshot) Usage(ctx context.Context) (int64, error) {
+	if sn.OnImage {
+		var st unix.Stat_t
+		path := sn.store.path("snapshots", sn.ID, diskImage)
+		if err := unix.Stat(path, &st); err != nil {
+			return 0, fmt.Errorf("usage of snapshot %q: %w", sn.ID, &fs.PathError{Op: "stat", Path: path, Err: err})
+		}
+		return st.Blocks * 512, nil
+	}
 	root, err := os.OpenRoot(sn.store.path("snapshots", sn.ID, "upper"))
 	if err != nil {
 		return 0, fmt.Errorf("usage of snapshot %q: %w", sn.ID, err)

@@ -23,6 +23,7 @@ import (
 //	images/NAME.json             the catalogue
 //	layers/sha256-HEX/fs         an unpacked layer, with layer.json beside it
 //	snapshots/ID/upper, work     an environment's writable layer, with snapshot.json beside them
+//	disks/BYTES                  an empty, formatted disk of that size, to be copied
 //	partial/sha256-HEX           a blob whose download was cut off
 //	tmp/                         what is being made, and what is being deleted
 //	lock                         locks between processes
@@ -50,7 +51,7 @@ func Open(root string) (*Store, error) {
 		return nil, fmt.Errorf("open image store: %w", err)
 	}
 	s := &Store{root: root, slots: make(chan struct{}, min(8, max(4, runtime.NumCPU())))}
-	for _, dir := range []string{"", "images", "layers", "snapshots", "partial", "tmp", "empty"} {
+	for _, dir := range []string{"", "images", "layers", "snapshots", "partial", "tmp", "empty", "disks"} {
 		if err := os.MkdirAll(s.path(dir), 0o700); err != nil {
 			return nil, fmt.Errorf("open image store: %w", err)
 		}
@@ -238,6 +239,9 @@ func (s *Store) Sweep(ctx context.Context, live func(id string) bool) ([]string,
 		l.unlock()
 		note("partial/"+name, err)
 	}
+	disks, err := s.sweepDisks()
+	errs = append(errs, err)
+	removed = append(removed, disks...)
 	layers, err := s.dropLayers(ctx)
 	errs = append(errs, err, ctx.Err())
 	for _, key := range layers {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/learnos/learnos/netbridge"
 	"github.com/learnos/learnos/nodeagent"
+	"github.com/learnos/learnos/rootfs"
 	"github.com/learnos/learnos/runtime"
 )
 
@@ -265,6 +266,9 @@ type statsRow struct {
 	TxBytes     uint64  `json:"txBytes"`
 	BlockRead   uint64  `json:"blockRead"`
 	BlockWrite  uint64  `json:"blockWrite"`
+	// DiskBytes is what the writable layer takes, where it has a limit.
+	DiskBytes int64 `json:"diskBytes,omitempty"`
+	DiskLimit int64 `json:"diskLimit,omitempty"`
 	// PSI is pressure stall information, where the kernel keeps it.
 	PSI *runtime.PSI `json:"psi,omitempty"`
 }
@@ -352,24 +356,29 @@ func readStats(ctx context.Context, n *nodeagent.Node, refs []string) ([]statsRo
 			return nil, err
 		}
 		rows = append(rows, statsRow{ID: r.ID, Name: r.Name, CPUNanos: s.CPUNanos, MemoryBytes: s.MemoryBytes, MemoryLimit: s.MemoryLimit,
-			PIDs: s.PIDs, RxBytes: s.Net.RxBytes, TxBytes: s.Net.TxBytes, BlockRead: s.BlockRead, BlockWrite: s.BlockWrite, PSI: s.PSI})
+			PIDs: s.PIDs, RxBytes: s.Net.RxBytes, TxBytes: s.Net.TxBytes, BlockRead: s.BlockRead, BlockWrite: s.BlockWrite, PSI: s.PSI,
+			DiskBytes: s.DiskBytes, DiskLimit: s.DiskLimit})
 	}
 	return rows, nil
 }
 
 func statsTable(rows []statsRow) *table {
-	t := newTable("ID", "NAME", "CPU", "MEMORY", "LIMIT", "PIDS", "RX", "TX", "READ", "WRITTEN", "PRESSURE")
+	t := newTable("ID", "NAME", "CPU", "MEMORY", "LIMIT", "PIDS", "RX", "TX", "READ", "WRITTEN", "DISK", "PRESSURE")
 	for _, s := range rows {
 		limit := "-"
 		if s.MemoryLimit > 0 {
 			limit = sizeText(int64(s.MemoryLimit))
+		}
+		disk := "-"
+		if s.DiskLimit > 0 {
+			disk = sizeText(s.DiskBytes) + " / " + sizeText(s.DiskLimit)
 		}
 		pressure := "-"
 		if p := s.PSI; p != nil {
 			pressure = fmt.Sprintf("cpu %.0f%% mem %.0f%% io %.0f%%", p.CPU.Some10, p.Memory.Some10, p.IO.Some10)
 		}
 		t.row(clipText(s.ID, 12), s.Name, fmt.Sprintf("%.1f%%", s.CPUPercent), sizeText(int64(s.MemoryBytes)), limit, strconv.FormatUint(s.PIDs, 10),
-			sizeText(int64(s.RxBytes)), sizeText(int64(s.TxBytes)), sizeText(int64(s.BlockRead)), sizeText(int64(s.BlockWrite)), pressure)
+			sizeText(int64(s.RxBytes)), sizeText(int64(s.TxBytes)), sizeText(int64(s.BlockRead)), sizeText(int64(s.BlockWrite)), disk, pressure)
 	}
 	return t
 }
@@ -500,6 +509,7 @@ func doctorCommand() command {
 				for _, c := range runtime.Probe(ctx) {
 					list = append(list, check{"runtime", c.Name, c.OK, c.Detail, c.Consequence})
 				}
+				list = append(list, diskLimits(a.root))
 				list = append(list, tool("busybox", "busybox-static", "`image build busybox`"), tool("debootstrap", "debootstrap", "`image build debootstrap`"))
 				for _, c := range netbridge.Probe(ctx) {
 					list = append(list, check{"network", c.Name, c.OK, c.Detail, c.Consequence})
@@ -551,6 +561,14 @@ func spares(a *app) []check {
 		detail = strconv.Itoa(len(list)) + " made ahead of need, for " + spareImages(list)
 	}
 	return []check{{"node", "spares", true, detail, ""}}
+}
+
+func diskLimits(root string) check {
+	how, err := rootfs.DiskLimits(root)
+	if err != nil {
+		return check{"node", "disk limits", false, err.Error(), "`run --disk`, and images with a disk limit, fail"}
+	}
+	return check{"node", "disk limits", true, how, ""}
 }
 
 // tool looks for a program that only one command needs.

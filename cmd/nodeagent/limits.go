@@ -10,12 +10,13 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/learnos/learnos/nodeagent"
+	"github.com/learnos/learnos/rootfs"
 )
 
 // limitFlags are an environment's rations as they were typed.
 type limitFlags struct {
-	memory, memoryHigh, cpus, cpuset, netUp, netDown, readBytes, writeBytes string
-	pids, reads, writes                                                     int64
+	memory, memoryHigh, cpus, cpuset, disk, netUp, netDown, readBytes, writeBytes string
+	pids, reads, writes                                                           int64
 }
 
 // defaultPIDs keeps a fork bomb inside its environment when nobody has said how many processes it may have.
@@ -39,6 +40,7 @@ func (l *limitFlags) define(f *pflag.FlagSet) {
 	f.StringVar(&l.cpus, "cpus", "", "processor time limit, `N` processors' worth as in 1.5")
 	f.StringVar(&l.cpuset, "cpuset", "", "`LIST` of processors to run on, as in 0-2,5")
 	f.Int64Var(&l.pids, "pids", defaultPIDs, "limit of processes and threads; `N`, 0 for none")
+	f.StringVar(&l.disk, "disk", "", "limit of what the environment writes to its disk, a `SIZE` as in 2g")
 	f.StringVar(&l.netUp, "net-up", "", "bandwidth out of the environment, a `RATE` in bits per second as in 10m (needs --net bridge)")
 	f.StringVar(&l.netDown, "net-down", "", "bandwidth into the environment, a `RATE` in bits per second as in 10m")
 	f.StringVar(&l.readBytes, "io-read-bps", "", "bytes read from the node's disk per second, a `SIZE` as in 10m")
@@ -82,6 +84,10 @@ func (l *limitFlags) parse(f *pflag.FlagSet) (nodeagent.Limits, error) {
 	}
 	bytes("memory", l.memory, minMemory, &out.MemoryBytes)
 	bytes("memory-high", l.memoryHigh, minMemory, &out.MemoryHighBytes)
+	bytes("disk", l.disk, rootfs.MinDisk, &out.DiskBytes)
+	if out.DiskBytes > rootfs.MaxDisk {
+		errs = append(errs, fmt.Errorf("--disk %s: want at most %s", l.disk, sizeText(rootfs.MaxDisk)))
+	}
 	bits("net-up", l.netUp, &out.NetUpBits)
 	bits("net-down", l.netDown, &out.NetDownBits)
 	bytes("io-read-bps", l.readBytes, minIOBytes, &out.IO.ReadBytes)

@@ -34,15 +34,15 @@ func TestLimitFlags(t *testing.T) {
 		}
 		return l.parse(f)
 	}
-	got, err := parse("--memory=64m", "--memory-high=48m", "--cpus=0.5", "--cpuset=0", "--pids=50", "--net-up=10m", "--net-down=20m",
+	got, err := parse("--memory=64m", "--memory-high=48m", "--cpus=0.5", "--cpuset=0", "--pids=50", "--disk=1g", "--net-up=10m", "--net-down=20m",
 		"--io-read-bps=1m", "--io-write-bps=2m", "--io-read-iops=30", "--io-write-iops=40")
-	want := nodeagent.Limits{MemoryBytes: 64 << 20, MemoryHighBytes: 48 << 20, CPUs: 0.5, Cpuset: "0", PIDs: 50, NetUpBits: 10e6, NetDownBits: 20e6,
+	want := nodeagent.Limits{MemoryBytes: 64 << 20, MemoryHighBytes: 48 << 20, CPUs: 0.5, Cpuset: "0", PIDs: 50, DiskBytes: 1 << 30, NetUpBits: 10e6, NetDownBits: 20e6,
 		IO: nodeagent.IORates{ReadBytes: 1 << 20, WriteBytes: 2 << 20, Reads: 30, Writes: 40}}
 	if err != nil || got != want {
 		t.Errorf("got %+v, %v; want %+v", got, err, want)
 	}
 	for _, arg := range []string{"--memory=", "--memory=lots", "--memory=1k", "--memory-high=x", "--cpus=abc", "--cpus=", "--cpus=nan", "--cpus=0", "--cpus=1e999",
-		"--cpuset=99999", "--cpuset=x", "--pids=x", "--pids=3", "--pids=99999999999999999999", "--net-up=0", "--net-down=x", "--io-read-bps=1", "--io-write-bps=-1m",
+		"--cpuset=99999", "--cpuset=x", "--pids=x", "--pids=3", "--pids=99999999999999999999", "--disk=1m", "--disk=17t", "--net-up=0", "--net-down=x", "--io-read-bps=1", "--io-write-bps=-1m",
 		"--io-read-iops=0", "--io-write-iops=1.5", "--io-read-iops=-3"} {
 		flag, _, _ := strings.Cut(arg, "=")
 		if _, err := parse(arg); err == nil || !strings.Contains(err.Error(), flag+" ") && !strings.Contains(err.Error(), flag+":") || strings.Contains(err.Error(), "strconv") {

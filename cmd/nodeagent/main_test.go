@@ -143,6 +143,12 @@ func cmdNothingLeft(ts *testscript.TestScript, neg bool, args []string) {
 				found = append(found, r)
 			}
 		}
+		loops, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
+		for _, l := range loops {
+			if body, err := os.ReadFile(l); err == nil && strings.HasPrefix(string(body), root+"/") {
+				found = append(found, l)
+			}
+		}
 		mounts, err := os.ReadFile("/proc/self/mountinfo")
 		ts.Check(err)
 		for line := range strings.Lines(string(mounts)) {

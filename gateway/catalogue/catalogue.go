@@ -28,6 +28,12 @@ func Check(i *store.Image) error {
 		}
 		return nil
 	}
+	disk := func(bytes int64) error {
+		if bytes == 0 {
+			return nil
+		}
+		return limit("diskBytes", bytes, 16<<20, 16<<40-4096) // what a node can make an image of
+	}
 	rate := func(field string, bits int64) error {
 		if bits == 0 {
 			return nil
@@ -64,7 +70,7 @@ func Check(i *store.Image) error {
 		text("title", i.Title, 64), text("titleZh", i.TitleZh, 64), text("description", i.Description, 512), text("descriptionZh", i.DescriptionZh, 512),
 		limit("memoryBytes", i.MemoryBytes, 6<<20, 1<<40), // less, and init does not begin
 		limit("pids", i.PIDs, 16, 1<<22),                  // init has threads of its own
-		limit("diskBytes", i.DiskBytes, 0, 100<<40),
+		disk(i.DiskBytes),
 		rate("netUpBits", i.NetUpBits), rate("netDownBits", i.NetDownBits),
 		limit("netQuotaBytes", i.NetQuotaBytes, 0, 100<<40),
 		limit("blkQuotaBytes", i.BlkQuotaBytes, 0, 100<<40),

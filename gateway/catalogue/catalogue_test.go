@@ -35,7 +35,7 @@ func TestCheckNamesTheField(t *testing.T) {
 		"memoryBytes":     func(i *store.Image) { i.MemoryBytes = 1 },
 		"cpus":            func(i *store.Image) { i.CPUs = 0 },
 		"pids":            func(i *store.Image) { i.PIDs = 0 },
-		"diskBytes":       func(i *store.Image) { i.DiskBytes = -1 },
+		"diskBytes":       func(i *store.Image) { i.DiskBytes = 1 << 20 },
 		"netUpBits":       func(i *store.Image) { i.NetUpBits = 100 },
 		"netDownBits":     func(i *store.Image) { i.NetDownBits = -1 },
 		"netQuotaBytes":   func(i *store.Image) { i.NetQuotaBytes = -1 },
