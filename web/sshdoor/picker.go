@@ -535,7 +535,8 @@ func (v *visit) pick(c *channel, w words) int {
 	}
 	code := v.session(c, w, env, existing, c.in)
 	if code != exitDoor {
-		v.say(c, fmt.Sprintf(w.stays, env.label(), v.address("ssh", env.label())))
+		v.say(c, fmt.Sprintf(w.stays, env.label()))
+		v.say(c, fmt.Sprintf(w.goThere, v.address("ssh", env.label()))) // in a line of its own, to be copied
 	}
 	return code
 }
