@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/learnos/learnos/internal/queue"
+	"github.com/learnos/learnos/internal/reason"
 	"github.com/learnos/learnos/rootfs"
 )
 
@@ -105,7 +106,7 @@ func (d *daemon) missing(ctx context.Context) error {
 	for _, s := range all {
 		gone := s.Node == d.name && (s.State == queue.StateRunning || s.State == queue.StateStopping)
 		if gone && d.lookup(s.ID) == nil && !d.pub.kept(s.ID) {
-			d.pub.ended(queue.EnvStatus{ID: s.ID, State: queue.StateFailed, Reason: "its node no longer has it: start a new one"})
+			d.pub.ended(queue.EnvStatus{ID: s.ID, State: queue.StateFailed, Reason: reason.Say(reason.NodeForgot)})
 		}
 	}
 	return nil
@@ -155,7 +156,7 @@ func (d *daemon) begin(ctx context.Context, c *queue.Claim) {
 	case j.Kind != queue.KindCreate || j.Spec == nil || !validID(j.EnvID):
 		log.Error("a job that makes no sense", "kind", j.Kind)
 		d.work.Go(func() {
-			d.settle(ctx, c, queue.EnvStatus{ID: j.EnvID, State: queue.StateFailed, Reason: "the job was malformed"})
+			d.settle(ctx, c, queue.EnvStatus{ID: j.EnvID, State: queue.StateFailed, Reason: reason.Say(reason.BadJob)})
 		})
 	default:
 		h := &hosted{d: d, id: j.EnvID, promised: j.Spec.Limits.MemoryBytes, lastSeen: time.Now(),
@@ -237,7 +238,7 @@ func (d *daemon) doCreate(ctx, cctx context.Context, c *queue.Claim, h *hosted) 
 		if ctx.Err() == nil && !told.lost() {
 			final := queue.EnvStatus{ID: h.id, State: queue.StateFailed, Reason: reasonOf(err), Deadline: spec.Deadline}
 			if ending {
-				final.State, final.Reason = queue.StateStopping, "deleted while it was being made"
+				final.State, final.Reason = queue.StateStopping, reason.Say(reason.WhileMade)
 			}
 			d.log.Warn("create failed", "env", h.id, "err", err)
 			d.settle(ctx, c, final)
@@ -456,7 +457,7 @@ func (d *daemon) doDelete(ctx context.Context, c *queue.Claim) {
 // reasonOf is an error as a person in front of a panel needs it.
 func reasonOf(err error) string {
 	if errors.Is(err, context.DeadlineExceeded) {
-		return "it took too long: " + err.Error()
+		return reason.Say(reason.TooLong, err.Error())
 	}
 	return err.Error()
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/learnos/learnos/internal/queue"
+	"github.com/learnos/learnos/internal/reason"
 )
 
 // publisher tells etcd how environments are, in the background and for as long as it takes. Only an environment's
@@ -169,11 +170,11 @@ func (p *publisher) tell(ctx context.Context, s queue.EnvStatus) error {
 func endReason(st ExitStatus, l Limits) string {
 	switch {
 	case st.OOMKilled && l.MemoryBytes > 0:
-		return "it ran out of memory: " + sizeText(l.MemoryBytes) + " is its limit; use less, or ask for an image with more"
+		return reason.Say(reason.MemoryLimit, sizeText(l.MemoryBytes))
 	case st.OOMKilled:
-		return "it ran out of memory"
+		return reason.Say(reason.OutOfMemory)
 	case strings.TrimSpace(st.Reason) != "":
 		return st.Reason
 	}
-	return "its first process ended"
+	return reason.Say(reason.FirstProcess)
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/learnos/learnos/internal/buildinfo"
 	"github.com/learnos/learnos/internal/config"
 	"github.com/learnos/learnos/internal/queue"
+	"github.com/learnos/learnos/internal/reason"
 )
 
 // nodeTTL is how long etcd remembers a node that has gone silent.
@@ -208,11 +209,11 @@ func (d *daemon) takeUp(ctx context.Context) error {
 		}
 		env, err := d.node.Load(ctx, r.ID)
 		if err != nil || !env.Alive(ctx) {
-			reason := "it ended while the node's agent was away"
+			why := reason.Say(reason.WhileAway)
 			if st := d.node.lastStatus(ctx, r); st != nil {
-				reason = endReason(*st, r.Limits)
+				why = endReason(*st, r.Limits)
 			}
-			d.pub.ended(queue.EnvStatus{ID: r.ID, State: queue.StateFailed, Reason: reason})
+			d.pub.ended(queue.EnvStatus{ID: r.ID, State: queue.StateFailed, Reason: why})
 			if err := d.node.Delete(ctx, r.ID); err != nil {
 				d.log.Error("remove a dead environment", "env", r.ID, "err", err)
 			}

@@ -2,11 +2,11 @@ package nodeagent
 
 import (
 	"context"
-	"fmt"
 	"sync"
 	"time"
 
 	"github.com/learnos/learnos/internal/queue"
+	"github.com/learnos/learnos/internal/reason"
 	"github.com/learnos/learnos/internal/tunnel"
 )
 
@@ -86,15 +86,15 @@ func (h *hosted) verdict(now time.Time) (final *queue.EnvStatus, onlyIf func() b
 	st := h.last.stats
 	switch {
 	case !p.Deadline.IsZero() && !now.Before(p.Deadline):
-		return &queue.EnvStatus{State: queue.StateDeleted, Reason: "lifetime"}, nil
+		return &queue.EnvStatus{State: queue.StateDeleted, Reason: reason.Say(reason.Lifetime)}, nil
 	case r.Limits.NetQuotaBytes > 0 && st.Net.RxBytes+st.Net.TxBytes >= uint64(r.Limits.NetQuotaBytes):
-		return &queue.EnvStatus{State: queue.StateOverstep, Reason: fmt.Sprintf("network traffic passed its quota of %s", sizeText(r.Limits.NetQuotaBytes))}, nil
+		return &queue.EnvStatus{State: queue.StateOverstep, Reason: reason.Say(reason.NetQuota, sizeText(r.Limits.NetQuotaBytes))}, nil
 	case r.Limits.BlkQuotaBytes > 0 && st.BlockRead+st.BlockWrite >= uint64(r.Limits.BlkQuotaBytes):
-		return &queue.EnvStatus{State: queue.StateOverstep, Reason: fmt.Sprintf("disk traffic passed its quota of %s", sizeText(r.Limits.BlkQuotaBytes))}, nil
+		return &queue.EnvStatus{State: queue.StateOverstep, Reason: reason.Say(reason.BlkQuota, sizeText(r.Limits.BlkQuotaBytes))}, nil
 	case p.IdleTimeout > 0:
 		idle := func() bool { return h.connected == 0 && now.Sub(h.lastSeen) >= p.IdleTimeout }
 		if idle() {
-			return &queue.EnvStatus{State: queue.StateDeleted, Reason: "idle"}, idle
+			return &queue.EnvStatus{State: queue.StateDeleted, Reason: reason.Say(reason.Idle)}, idle
 		}
 	}
 	return nil, nil

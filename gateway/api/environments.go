@@ -15,6 +15,7 @@ import (
 	"github.com/learnos/learnos/gateway/fleet"
 	"github.com/learnos/learnos/gateway/problem"
 	"github.com/learnos/learnos/gateway/store"
+	"github.com/learnos/learnos/internal/reason"
 	"github.com/learnos/learnos/internal/tunnel"
 )
 
@@ -195,7 +196,8 @@ func (a *API) environmentHistory(c *gin.Context) error {
 	}
 	views := make([]gin.H, len(list))
 	for i, h := range list {
-		views[i] = gin.H{"at": h.At.Std(), "state": h.State, "reason": h.Reason}
+		code, values := reason.Parse(h.Reason)
+		views[i] = gin.H{"at": h.At.Std(), "state": h.State, "reason": h.Reason, "reasonCode": code, "reasonValues": values}
 	}
 	c.JSON(http.StatusOK, views)
 	return nil

@@ -19,6 +19,7 @@ import (
 	"github.com/learnos/learnos/gateway/problem"
 	"github.com/learnos/learnos/gateway/store"
 	"github.com/learnos/learnos/internal/queue"
+	"github.com/learnos/learnos/internal/reason"
 	"github.com/learnos/learnos/internal/tunnel"
 )
 
@@ -305,10 +306,10 @@ func (f *Fleet) Delete(ctx context.Context, id string, force, anyway bool) (stor
 		e.DeleteAskedAt = store.At(f.now())
 		if queue.Terminal(e.State) {
 			e.State = queue.StateDeleted // no node holds anything of it
-			return true, "put away: " + e.Reason, nil
+			return true, reason.Say(reason.PutAway, e.Reason), nil
 		}
 		e.State, e.Stage, e.Percent, e.Reason = queue.StateStopping, "", 0, ""
-		return true, "asked for", nil
+		return true, reason.Say(reason.AskedFor), nil
 	})
 	if err != nil {
 		return e, err
@@ -331,7 +332,7 @@ func (f *Fleet) Delete(ctx context.Context, id string, force, anyway bool) (stor
 		if !anyway && (e.Node == "" || f.online(e.Node)) {
 			return e, problem.New(http.StatusConflict, "node_online", "The environment's node is there and is removing it.", "Wait a moment; it takes a few seconds.")
 		}
-		return f.finish(ctx, id, "given up; its node removes it when it is back")
+		return f.finish(ctx, id, reason.Say(reason.NodeRemoves))
 	}
 	return e, nil
 }
@@ -380,7 +381,7 @@ func (f *Fleet) settle(ctx context.Context, e store.Environment) error {
 		return fmt.Errorf("look for its node: %w", err)
 	}
 	if f.now().Sub(e.DeleteAskedAt.Std()) > awayGrace && (e.Node == "" || !f.online(e.Node)) {
-		_, err := f.finish(ctx, e.ID, "its node is away and removes it when it is back")
+		_, err := f.finish(ctx, e.ID, reason.Say(reason.NodeAway))
 		return err
 	}
 	return nil
@@ -388,7 +389,7 @@ func (f *Fleet) settle(ctx context.Context, e store.Environment) error {
 
 // askDelete puts the delete job into the queue.
 func (f *Fleet) askDelete(ctx context.Context, e store.Environment, node string) error {
-	err := f.Queue.Enqueue(ctx, queue.Job{ID: queue.DeleteID(e.ID), Kind: queue.KindDelete, EnvID: e.ID, Node: node, Reason: "deleted by its owner"})
+	err := f.Queue.Enqueue(ctx, queue.Job{ID: queue.DeleteID(e.ID), Kind: queue.KindDelete, EnvID: e.ID, Node: node, Reason: reason.Say(reason.ByOwner)})
 	if err != nil && !errors.Is(err, queue.ErrExists) {
 		return fmt.Errorf("enqueue the delete job: %w", err)
 	}

@@ -7,41 +7,44 @@ import (
 
 	"github.com/learnos/learnos/gateway/store"
 	"github.com/learnos/learnos/internal/queue"
+	"github.com/learnos/learnos/internal/reason"
 )
 
 // View is an environment as clients see it; see Environment in the OpenAPI document.
 type View struct {
-	ID                 string           `json:"id"`
-	Name               string           `json:"name"`
-	Owner              string           `json:"owner"`
-	Image              string           `json:"image"`
-	Title              string           `json:"title"`
-	TitleZh            string           `json:"titleZh"`
-	Logo               string           `json:"logo"`
-	State              string           `json:"state"`
-	Stage              string           `json:"stage"`
-	Percent            int              `json:"percent"`
-	Reason             string           `json:"reason"`
-	Hint               string           `json:"hint"`
-	Node               string           `json:"node"`
-	NodeOnline         bool             `json:"nodeOnline"`
-	Address            string           `json:"address"`
-	QueuePosition      *int             `json:"queuePosition"`
-	CreatedAt          time.Time        `json:"createdAt"`
-	StartedAt          *time.Time       `json:"startedAt"`
-	EndedAt            *time.Time       `json:"endedAt"`
-	Deadline           *time.Time       `json:"deadline"`
-	LatestDeadline     time.Time        `json:"latestDeadline"`
-	IdleTimeoutSeconds int64            `json:"idleTimeoutSeconds"`
-	MemoryBytes        int64            `json:"memoryBytes"`
-	CPUs               float64          `json:"cpus"`
-	PIDs               int64            `json:"pids"`
-	DiskBytes          int64            `json:"diskBytes"`
-	NetUpBits          int64            `json:"netUpBits"`
-	NetDownBits        int64            `json:"netDownBits"`
-	NetQuotaBytes      int64            `json:"netQuotaBytes"`
-	BlkQuotaBytes      int64            `json:"blkQuotaBytes"`
-	Timings            map[string]int64 `json:"timings"`
+	ID                 string            `json:"id"`
+	Name               string            `json:"name"`
+	Owner              string            `json:"owner"`
+	Image              string            `json:"image"`
+	Title              string            `json:"title"`
+	TitleZh            string            `json:"titleZh"`
+	Logo               string            `json:"logo"`
+	State              string            `json:"state"`
+	Stage              string            `json:"stage"`
+	Percent            int               `json:"percent"`
+	Reason             string            `json:"reason"`
+	ReasonCode         reason.Code       `json:"reasonCode"` // "": the reason is somebody's own text
+	ReasonValues       map[string]string `json:"reasonValues"`
+	Hint               string            `json:"hint"`
+	Node               string            `json:"node"`
+	NodeOnline         bool              `json:"nodeOnline"`
+	Address            string            `json:"address"`
+	QueuePosition      *int              `json:"queuePosition"`
+	CreatedAt          time.Time         `json:"createdAt"`
+	StartedAt          *time.Time        `json:"startedAt"`
+	EndedAt            *time.Time        `json:"endedAt"`
+	Deadline           *time.Time        `json:"deadline"`
+	LatestDeadline     time.Time         `json:"latestDeadline"`
+	IdleTimeoutSeconds int64             `json:"idleTimeoutSeconds"`
+	MemoryBytes        int64             `json:"memoryBytes"`
+	CPUs               float64           `json:"cpus"`
+	PIDs               int64             `json:"pids"`
+	DiskBytes          int64             `json:"diskBytes"`
+	NetUpBits          int64             `json:"netUpBits"`
+	NetDownBits        int64             `json:"netDownBits"`
+	NetQuotaBytes      int64             `json:"netQuotaBytes"`
+	BlkQuotaBytes      int64             `json:"blkQuotaBytes"`
+	Timings            map[string]int64  `json:"timings"`
 }
 
 // View renders an environment. A waiting one costs a question to etcd.
@@ -59,12 +62,13 @@ func (f *Fleet) View(ctx context.Context, e store.Environment) View {
 		v.Timings = map[string]int64{}
 	}
 	if e.State == queue.StateQueued {
-		var reason string
-		v.QueuePosition, reason = f.place(ctx, e)
+		var why string
+		v.QueuePosition, why = f.place(ctx, e)
 		if v.Reason == "" {
-			v.Reason = reason
+			v.Reason = why
 		}
 	}
+	v.ReasonCode, v.ReasonValues = reason.Parse(v.Reason)
 	v.Hint = f.hint(e, v.NodeOnline)
 	return v
 }
@@ -100,7 +104,7 @@ func (f *Fleet) latestDeadline(e store.Environment) time.Time {
 // place is a waiting environment's position (nil when etcd can't tell) and why it waits.
 func (f *Fleet) place(ctx context.Context, e store.Environment) (*int, string) {
 	if !f.Healthy() {
-		return nil, "the queue does not answer; it goes on when it is back"
+		return nil, reason.Say(reason.QueueAway)
 	}
 	ctx, cancel := context.WithTimeout(ctx, probeIn)
 	defer cancel()
@@ -114,7 +118,7 @@ func (f *Fleet) place(ctx context.Context, e store.Environment) (*int, string) {
 // capacity tells why no node takes an environment. It is a guess at what nodes will decide, for people.
 func capacity(e store.Environment, nodes []queue.NodeInfo) string {
 	if len(nodes) == 0 {
-		return "no node is online"
+		return reason.Say(reason.NoNode)
 	}
 	var roomiest int64
 	full := 0
@@ -124,14 +128,14 @@ func capacity(e store.Environment, nodes []queue.NodeInfo) string {
 			continue
 		}
 		if n.FreeMemory >= e.MemoryBytes {
-			return "a node will take it in a moment"
+			return reason.Say(reason.SoonTaken)
 		}
 		roomiest = max(roomiest, n.FreeMemory)
 	}
 	if full == len(nodes) {
-		return "no node has room: each holds as many environments as it may"
+		return reason.Say(reason.NodesFull)
 	}
-	return fmt.Sprintf("no node has room: needs %s of memory, at most %s are free", size(e.MemoryBytes), size(max(roomiest, 0)))
+	return reason.Say(reason.NoMemory, size(e.MemoryBytes), size(max(roomiest, 0)))
 }
 
 func size(n int64) string {

@@ -10,6 +10,8 @@ import (
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/learnos/learnos/internal/reason"
 )
 
 // page is how many pending jobs a Claim looks at in one request.
@@ -137,7 +139,7 @@ func (q *Queue) tryClaim(ctx context.Context, kv *mvccpb.KeyValue, j Job, node s
 	return nil, err
 }
 
-const reasonDoomed = "deleted before it was running"
+var reasonDoomed = reason.Say(reason.BeforeRun)
 
 func (c *Claim) claimKey() string   { return c.q.key("claim", c.Job.ID) }
 func (c *Claim) runningKey() string { return c.q.key("running", c.Job.ID) }
@@ -287,11 +289,11 @@ func (c *Claim) Retry(ctx context.Context, reason string, backoff time.Duration)
 
 // giveBack is how a running job leaves that state unfinished: to pending, to dead, or, when a create's environment is
 // to be deleted anyway, to done.
-func (q *Queue) giveBack(j Job, nonce, reason string, backoff time.Duration, dead, doomed bool) []clientv3.Op {
+func (q *Queue) giveBack(j Job, nonce, why string, backoff time.Duration, dead, doomed bool) []clientv3.Op {
 	if backoff <= 0 {
 		backoff = q.backoff(j.Attempts)
 	}
-	j.Reason = reason
+	j.Reason = why
 	j.NotBefore = time.Now().Add(backoff).UTC()
 	ops := []clientv3.Op{clientv3.OpDelete(q.key("running", j.ID))}
 	switch {
@@ -299,14 +301,14 @@ func (q *Queue) giveBack(j Job, nonce, reason string, backoff time.Duration, dea
 		return append(ops, q.putMark(&j, markDone, nonce),
 			q.putEnv(EnvStatus{ID: j.EnvID, State: StateDeleted, Reason: reasonDoomed}))
 	case dead:
-		s := EnvStatus{ID: j.EnvID, State: StateFailed, Reason: fmt.Sprintf("given up after %d attempts: %s", j.Attempts, reason)}
+		s := EnvStatus{ID: j.EnvID, State: StateFailed, Reason: reason.Say(reason.GivenUp, j.Attempts, why)}
 		if j.Kind == KindDelete {
 			s.Node = j.Node // it is still there, for another delete to find
-			s.Reason = fmt.Sprintf("could not be deleted in %d attempts: %s", j.Attempts, reason)
+			s.Reason = reason.Say(reason.NotDeleted, j.Attempts, why)
 		}
 		return append(ops, put(q.key("dead", j.ID), j), q.putMark(&j, markDead, nonce), q.putEnv(s))
 	case j.Kind == KindCreate:
-		ops = append(ops, q.putEnv(EnvStatus{ID: j.EnvID, State: StateQueued, Reason: reason, Deadline: j.Spec.Deadline}))
+		ops = append(ops, q.putEnv(EnvStatus{ID: j.EnvID, State: StateQueued, Reason: why, Deadline: j.Spec.Deadline}))
 	}
 	return append(ops, q.putPending(&j), q.putMark(&j, markPending, nonce))
 }

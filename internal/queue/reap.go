@@ -10,6 +10,8 @@ import (
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/learnos/learnos/internal/reason"
 )
 
 // Reap looks once at the running jobs without a claim. One that is new to it is marked as lost; one whose grace is over
@@ -73,7 +75,7 @@ func (q *Queue) reapOne(ctx context.Context, kv *mvccpb.KeyValue, run running, m
 		return "", err
 	}
 	outcome, doomed := markPending, kvs[0] != nil && j.Kind == KindCreate
-	reason := fmt.Sprintf("node %s was lost while working on it", run.Node)
+	why := reason.Say(reason.NodeLost, run.Node)
 	if j.Kind == KindCreate && j.Attempts >= maxAttempts && !doomed {
 		outcome = markDead
 	}
@@ -81,7 +83,7 @@ func (q *Queue) reapOne(ctx context.Context, kv *mvccpb.KeyValue, run running, m
 		outcome = markDone
 	}
 	cmps = append(cmps, unchanged(doomKey, kvs[0]))
-	resp, err := q.cli.Txn(ctx).If(cmps...).Then(q.giveBack(j, "", reason, 0, outcome == markDead, doomed)...).Commit()
+	resp, err := q.cli.Txn(ctx).If(cmps...).Then(q.giveBack(j, "", why, 0, outcome == markDead, doomed)...).Commit()
 	if err != nil || !resp.Succeeded {
 		return "", err // its node came back, another reaper was first, or a delete came: next time
 	}

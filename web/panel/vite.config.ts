@@ -17,7 +17,7 @@ export default defineConfig(async ({ command, isPreview }) => {
   const proxy = api ? { '/api': { target: api, ws: true }, '/healthz': api } : undefined;
   return {
     plugins,
-    server: { proxy },
+    server: { proxy, fs: { allow: ['.', '../words'] } },
     preview: { proxy },
     build: {
       outDir: '../dist',

@@ -47,6 +47,8 @@ func newGatewayClient(base, doorKey string) (*gatewayClient, error) {
 type apiError struct {
 	Status              int
 	Code, Message, Hint string
+	Field               string // of the request, when that is what was wrong
+	own                 bool   // the door's own words, in the person's language already
 }
 
 func (e *apiError) Error() string {
@@ -54,6 +56,16 @@ func (e *apiError) Error() string {
 		return e.Message
 	}
 	return e.Message + " " + e.Hint
+}
+
+// endedError is a machine that is in none of the states that come before running, nor in that.
+type endedError struct{ env environment }
+
+func (e *endedError) Error() string {
+	if e.env.Reason != "" {
+		return e.env.Reason
+	}
+	return "The environment is " + e.env.State + "."
 }
 
 // statusOf returns the HTTP status of an answer that said no, and 0 for every other error.
@@ -76,12 +88,12 @@ func transient(err error) bool {
 
 func readError(res *http.Response) error {
 	var body struct {
-		Error struct{ Code, Message, Hint string } `json:"error"`
+		Error struct{ Code, Message, Hint, Field string } `json:"error"`
 	}
 	data, _ := io.ReadAll(io.LimitReader(res.Body, 64<<10))
 	e := &apiError{Status: res.StatusCode}
 	if json.Unmarshal(data, &body) == nil && body.Error.Message != "" {
-		e.Code, e.Message, e.Hint = body.Error.Code, body.Error.Message, body.Error.Hint
+		e.Code, e.Message, e.Hint, e.Field = body.Error.Code, body.Error.Message, body.Error.Hint, body.Error.Field
 	} else {
 		e.Code, e.Message = "http_"+strconv.Itoa(res.StatusCode), "The gateway answered "+res.Status+"."
 	}
@@ -167,11 +179,13 @@ type environment struct {
 	Stage         string `json:"stage"`
 	Percent       int    `json:"percent"`
 	Reason        string `json:"reason"`
+	ReasonCode    string `json:"reasonCode"`
 	Hint          string `json:"hint"`
 	QueuePosition *int   `json:"queuePosition"`
 
-	IdleTimeoutSeconds int64      `json:"idleTimeoutSeconds"` // 0: it may be idle for ever
-	Deadline           *time.Time `json:"deadline"`           // nil: none
+	ReasonValues       map[string]string `json:"reasonValues"`
+	IdleTimeoutSeconds int64             `json:"idleTimeoutSeconds"` // 0: it may be idle for ever
+	Deadline           *time.Time        `json:"deadline"`           // nil: none
 }
 
 // label is how a person knows the environment.
@@ -438,11 +452,7 @@ func (p *person) waitRunning(ctx context.Context, env environment, see func(envi
 		return env, err
 	}
 	if env.State != "running" {
-		msg := env.Reason
-		if msg == "" {
-			msg = "The environment is " + env.State + "."
-		}
-		return env, &apiError{Status: http.StatusConflict, Code: env.State, Message: msg, Hint: env.Hint}
+		return env, &endedError{env}
 	}
 	return env, nil
 }

@@ -170,6 +170,36 @@ func TestFailedCreateSaysWhy(t *testing.T) {
 	}
 }
 
+// What comes from the gateway is said in the person's language by its code, and in English when nobody knows the code.
+func TestErrorsSpeakChinese(t *testing.T) {
+	d := openDoor(t, 100)
+	d.mu.Lock()
+	d.stages = []environment{{State: "failed", Reason: "given up after 5 attempts: manifest unknown", Hint: "Try again.", ReasonCode: "given_up",
+		ReasonValues: map[string]string{"n": "5", "cause": "manifest unknown"}}}
+	d.mu.Unlock()
+	zh := func(args ...string) result {
+		return run(t, d.ssh(append([]string{"-o", "SetEnv=LC_ALL=zh_CN.UTF-8"}, args...)...))
+	}
+	if r := zh("alice+busybox@127.0.0.1", "true"); r.err != "learnos: 尝试 5 次后放弃：manifest unknown\nlearnos: 建议: 请重试；若再次失败，请把原因告诉管理员。\n" {
+		t.Errorf("got %+v", r)
+	}
+	if r := zh("alice+nothing@127.0.0.1", "true"); r.err != "learnos: 没有叫 \"nothing\" 的镜像，你的机器里也没有。\nlearnos: 建议: 镜像有：busybox debian-12 debian-13。\n" {
+		t.Errorf("got %+v", r)
+	}
+	d.mu.Lock()
+	d.refuse = "allowance"
+	d.mu.Unlock()
+	if r := zh("alice+busybox@127.0.0.1", "true"); !strings.Contains(r.err, "你的环境名额已全部用完。") || strings.Contains(r.err, "refused") {
+		t.Errorf("got %+v", r)
+	}
+	d.mu.Lock()
+	d.refuse = "of_tomorrow"
+	d.mu.Unlock()
+	if r := zh("alice+busybox@127.0.0.1", "true"); !strings.Contains(r.err, "It was refused.") {
+		t.Errorf("got %+v", r)
+	}
+}
+
 func TestLargeBinaryPipeIsByteExact(t *testing.T) {
 	d := openDoor(t, 100)
 	data := make([]byte, 64<<20)

@@ -46,6 +46,7 @@ type testGateway struct {
 	watchers map[chan environment]struct{}
 	deleted  []string
 	serial   int
+	refuse   string        // the code with which creates are refused; "" lets them through
 	stages   []environment // what a create goes through before running
 	remotes  []string      // remoteAddr of every login
 	cond     *sync.Cond
@@ -203,6 +204,8 @@ func (g *testGateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			}
 		}
 		answer(w, 200, list)
+	case r.URL.Path == "/api/v1/environments" && g.refuse != "":
+		refuse(w, 409, g.refuse, "It was refused.", "Do something.")
 	case r.URL.Path == "/api/v1/environments":
 		g.serial++
 		id := fmt.Sprintf("e%d", g.serial)
@@ -246,6 +249,7 @@ func (g *testGateway) bringUp(id string) {
 		g.set(id, func(e *environment) {
 			if e.State != "deleted" {
 				e.State, e.Stage, e.Percent, e.Reason, e.Hint, e.QueuePosition = s.State, s.Stage, s.Percent, s.Reason, s.Hint, s.QueuePosition
+				e.ReasonCode, e.ReasonValues = s.ReasonCode, s.ReasonValues
 			}
 		})
 		if s.State == "failed" {

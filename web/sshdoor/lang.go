@@ -1,9 +1,12 @@
 package sshdoor
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"time"
+
+	zh "github.com/learnos/learnos/web/words"
 )
 
 // words are everything the door says to a person, in one language.
@@ -15,7 +18,7 @@ type words struct {
 	// what is said of a machine that stays because files were copied into it, put together in this order
 	uploaded, untilIdle, untilLatest, stop, goThere string
 	// what went wrong
-	hint, cancelled string
+	hint, cancelled, whichMachine, nameIt, whichFiles, nameRunning, unknown, noImages, imagesAre, goneNow, noShell, away, tryAgain string
 
 	states  map[string]string
 	chinese bool
@@ -48,6 +51,17 @@ var english = words{
 	goThere:      "Go there with: %s",
 	hint:         "what to do",
 	cancelled:    "cancelled",
+	whichMachine: "Which machine is that command for?",
+	nameIt:       "Name an image or a running machine in the login: %s",
+	whichFiles:   "Which machine are the files in?",
+	nameRunning:  "Name a running machine in the login: %s",
+	unknown:      "No image and none of your machines is called %q.",
+	noImages:     "There are no images yet: an administrator adds them in the panel.",
+	imagesAre:    "Images are: %s.",
+	goneNow:      "The machine %s is gone (%s).",
+	noShell:      "This machine has no shell that could serve files: %v",
+	away:         "The Learnos gateway does not answer.",
+	tryAgain:     "Try again in a moment.",
 	states: map[string]string{"queued": "queued", "pulling": "fetching", "creating": "creating", "running": "running",
 		"stopping": "stopping", "deleted": "deleted", "failed": "failed", "overstep": "over quota"},
 }
@@ -80,8 +94,65 @@ var chinese = words{
 	goThere:      "进入命令：%s",
 	hint:         "建议",
 	cancelled:    "已取消",
+	whichMachine: "要在哪台机器上运行这条命令？",
+	nameIt:       "请在登录名里写上镜像或正在运行的机器：%s",
+	whichFiles:   "文件在哪台机器上？",
+	nameRunning:  "请在登录名里写上正在运行的机器：%s",
+	unknown:      "没有叫 %q 的镜像，你的机器里也没有。",
+	noImages:     "还没有镜像，管理员可以在面板里添加。",
+	imagesAre:    "镜像有：%s。",
+	goneNow:      "机器 %s 已不在（%s）。",
+	noShell:      "这台机器没有可以用来传文件的 shell：%v",
+	away:         "Learnos 网关没有应答。",
+	tryAgain:     "请稍后再试。",
 	states: map[string]string{"queued": "排队中", "pulling": "获取镜像", "creating": "创建中", "running": "运行中",
 		"stopping": "停止中", "deleted": "已删除", "failed": "失败", "overstep": "超出配额"},
+}
+
+// explain says what went wrong and, where that is known, what to do.
+func (w words) explain(err error) (message, hint string) {
+	var api *apiError
+	var over *endedError
+	switch {
+	case errors.As(err, &over):
+		e := over.env
+		if message = w.reason(e); message == "" {
+			message = over.Error()
+			if w.chinese {
+				message = "环境" + w.states[e.State] + "。"
+			}
+		}
+		return message, w.stateHint(e)
+	case w.chinese && errors.Is(err, ErrLoginTarget):
+		return "登录名里 + 后面必须是镜像或环境的名称：字母、数字和 . _ : -，最多 63 个字符。", ""
+	case !errors.As(err, &api):
+		return err.Error(), ""
+	case w.chinese && !api.own:
+		return zh.Problem(api.Code, api.Field, api.Message, api.Hint)
+	}
+	return api.Message, api.Hint
+}
+
+// notice is an error in one line.
+func (w words) notice(err error) string {
+	message, hint := w.explain(err)
+	return strings.TrimSpace(message + " " + hint)
+}
+
+// reason is why a machine waits or has ended.
+func (w words) reason(e environment) string {
+	if w.chinese {
+		return zh.Reason(e.ReasonCode, e.ReasonValues, e.Reason)
+	}
+	return e.Reason
+}
+
+// stateHint is what the gateway says to do about a machine's state.
+func (w words) stateHint(e environment) string {
+	if w.chinese {
+		return zh.Hint(e.State, e.Hint)
+	}
+	return e.Hint
 }
 
 // span is a length of time in a person's words, rounded to what counts.

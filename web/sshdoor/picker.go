@@ -452,7 +452,7 @@ func (v *visit) choose(c *channel, w words) (*row, error) {
 	m.remove = func(e environment) tea.Cmd {
 		return func() tea.Msg {
 			if err := v.p.remove(ctx, e.ID); err != nil {
-				return noticeMsg(err.Error())
+				return noticeMsg(w.notice(err))
 			}
 			e.State = "deleted"
 			return envMsg(e)
@@ -464,7 +464,7 @@ func (v *visit) choose(c *channel, w words) (*row, error) {
 	vars := append(c.environment(), "SSH_TTY=/dev/pts/0")
 	prog := tea.NewProgram(m, tea.WithContext(ctx), tea.WithInput(c.in.reader(stop)), tea.WithOutput(newlineWriter{c}),
 		tea.WithEnvironment(vars), tea.WithWindowSize(cols, rows), tea.WithoutSignalHandler(), tea.WithFPS(30))
-	go v.feedPicker(ctx, prog)
+	go v.feedPicker(ctx, w, prog)
 	go func() {
 		for {
 			select {
@@ -484,7 +484,7 @@ func (v *visit) choose(c *channel, w words) (*row, error) {
 }
 
 // feedPicker keeps the list of machines as it is now.
-func (v *visit) feedPicker(ctx context.Context, prog *tea.Program) {
+func (v *visit) feedPicker(ctx context.Context, w words, prog *tea.Program) {
 	err := v.p.watch(ctx, func() error {
 		envs, err := v.p.environments(ctx)
 		if err != nil {
@@ -498,7 +498,7 @@ func (v *visit) feedPicker(ctx context.Context, prog *tea.Program) {
 		return nil
 	}, func(e environment) { prog.Send(envMsg(e)) })
 	if err != nil && ctx.Err() == nil {
-		prog.Send(noticeMsg(err.Error()))
+		prog.Send(noticeMsg(w.notice(err)))
 	}
 }
 

@@ -83,8 +83,8 @@ func (v *visit) run(c *channel) int {
 	if v.login.Target == "" {
 		switch {
 		case c.kind == "exec":
-			return v.fail(c, w, &apiError{Message: "Which machine is that command for?",
-				Hint: fmt.Sprintf("Name an image or a running machine in the login: %s %.60q", v.address("ssh", "busybox"), c.command)}, exitUsage)
+			return v.fail(c, w, &apiError{own: true, Message: w.whichMachine,
+				Hint: fmt.Sprintf(w.nameIt, fmt.Sprintf("%s %.60q", v.address("ssh", "busybox"), c.command))}, exitUsage)
 		case c.tty:
 			return v.pick(c, w)
 		default:
@@ -138,7 +138,7 @@ func (v *visit) reach(c *channel, w words) (target, error) {
 	v.reaching.Lock()
 	defer v.reaching.Unlock()
 	if v.target == nil {
-		t, err := v.find(c.ctx)
+		t, err := v.find(c.ctx, w)
 		if err != nil {
 			return target{}, err
 		}
@@ -154,7 +154,7 @@ func (v *visit) reach(c *channel, w words) (target, error) {
 
 // find says what the login's target is: an environment's id, an image, or an environment's name, in this order.
 // An image comes before a machine of the same name, so that alice+busybox always means the same.
-func (v *visit) find(ctx context.Context) (*target, error) {
+func (v *visit) find(ctx context.Context, w words) (*target, error) {
 	name := v.login.Target
 	envs, err := v.p.environments(ctx)
 	if err != nil {
@@ -182,11 +182,11 @@ func (v *visit) find(ctx context.Context) (*target, error) {
 			return &target{env: e}, nil
 		}
 	}
-	hint := "There are no images yet: an administrator adds them in the panel."
+	hint := w.noImages
 	if len(known) > 0 {
-		hint = "Images are: " + strings.Join(known, " ") + "."
+		hint = fmt.Sprintf(w.imagesAre, strings.Join(known, " "))
 	}
-	return nil, &apiError{Status: http.StatusNotFound, Message: fmt.Sprintf("No image and none of your machines is called %q.", name), Hint: hint}
+	return nil, &apiError{own: true, Status: http.StatusNotFound, Message: fmt.Sprintf(w.unknown, name), Hint: hint}
 }
 
 // await waits until env runs and shows how it comes up: on a terminal at once, for a command only when it takes long.
@@ -302,8 +302,8 @@ func stageLine(w words, e environment) string {
 		if e.QueuePosition != nil && *e.QueuePosition > 0 {
 			line = fmt.Sprintf(w.queuedAt, *e.QueuePosition)
 		}
-		if e.Reason != "" {
-			line += " (" + e.Reason + ")"
+		if why := w.reason(e); why != "" {
+			line += " (" + why + ")"
 		}
 		return line
 	case "pulling":
@@ -352,7 +352,7 @@ func (v *visit) session(c *channel, w words, env environment, existing string, i
 		return exitDoor
 	case err != nil:
 		if s := statusOf(err); s == http.StatusNotFound || s == http.StatusConflict || s == http.StatusGone {
-			err = v.whyGone(c.ctx, env, err)
+			err = v.whyGone(c.ctx, w, env, err)
 		}
 		return v.fail(c, w, err, exitDoor)
 	}
@@ -364,16 +364,16 @@ func (v *visit) session(c *channel, w words, env environment, existing string, i
 }
 
 // whyGone turns "no such session" into what became of the machine, where that is known.
-func (v *visit) whyGone(ctx context.Context, env environment, err error) error {
+func (v *visit) whyGone(ctx context.Context, w words, env environment, err error) error {
 	now, getErr := v.p.environment(ctx, env.ID)
 	if getErr != nil || now.State == "running" {
 		return err
 	}
-	msg := "The machine " + env.label() + " is gone (" + now.State + ")."
-	if now.Reason != "" {
-		msg += " " + now.Reason
+	msg := fmt.Sprintf(w.goneNow, env.label(), w.states[now.State])
+	if why := w.reason(now); why != "" {
+		msg += " " + why
 	}
-	return &apiError{Status: http.StatusGone, Code: now.State, Message: msg, Hint: now.Hint}
+	return &apiError{own: true, Status: http.StatusGone, Message: msg, Hint: w.stateHint(now)}
 }
 
 // closeLater forgets a session that nobody will come back to.
@@ -429,13 +429,10 @@ func (v *visit) fail(c *channel, w words, err error, status int) int {
 	if c.tty {
 		out, eol = c.Write, "\r\n"
 	}
-	msg, hint := err.Error(), ""
-	var api *apiError
-	if errors.As(err, &api) {
-		msg, hint = api.Message, api.Hint
-	} else if transient(err) && !errors.Is(err, errInputLost) && strings.HasPrefix(msg, "asking the gateway") {
+	msg, hint := w.explain(err)
+	if statusOf(err) == 0 && transient(err) && !errors.Is(err, errInputLost) && strings.HasPrefix(msg, "asking the gateway") {
 		v.door.log.Warn("the gateway did not answer", "err", err)
-		msg, hint = "The Learnos gateway does not answer.", "Try again in a moment."
+		msg, hint = w.away, w.tryAgain
 	}
 	if errors.Is(err, errCancelled) {
 		msg = w.cancelled

@@ -24,8 +24,7 @@ var sftpServers = []string{"/usr/lib/openssh/sftp-server", "/usr/libexec/openssh
 // commands that every small Linux has.
 func (v *visit) sftp(c *channel, w words) int {
 	if v.login.Target == "" {
-		return v.fail(c, w, &apiError{Message: "Which machine are the files in?",
-			Hint: "Name a running machine in the login: " + v.address("sftp", "NAME")}, exitUsage)
+		return v.fail(c, w, &apiError{own: true, Message: w.whichFiles, Hint: fmt.Sprintf(w.nameRunning, v.address("sftp", "NAME"))}, exitUsage)
 	}
 	t, err := v.reach(c, w)
 	if err != nil {
@@ -34,7 +33,7 @@ func (v *visit) sftp(c *channel, w words) int {
 	sh := &remoteShell{v: v, ctx: c.ctx, env: t.env.ID}
 	out, err := sh.run(nil, probe, v.door.sftpServers...)
 	if err != nil {
-		return v.fail(c, w, fmt.Errorf("this machine has no shell that could serve files: %w", err), exitDoor)
+		return v.fail(c, w, &apiError{own: true, Message: fmt.Sprintf(w.noShell, err)}, exitDoor)
 	}
 	var watch sftpWatch
 	in, release := watchUploads(c.in, &watch)

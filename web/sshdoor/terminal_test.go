@@ -241,5 +241,5 @@ func TestMachineThatEndsUnderATerminalSaysWhy(t *testing.T) {
 		e.State, e.Reason, e.Hint = "overstep", "The traffic quota is used up.", "Start another one."
 	})
 	d.restart()
-	s.shows("box-one is gone (overstep). The traffic quota is used up.", "what to do: Start another one.", "exit=255")
+	s.shows("box-one is gone (over quota). The traffic quota is used up.", "what to do: Start another one.", "exit=255")
 }

@@ -67,21 +67,21 @@ class Mock {
   readonly sockets = new WebSocketServer({ noServer: true });
 
   constructor() {
-    const past = (id: string, name: string, state: string, hours: number, reason = '') => {
+    const past = (id: string, name: string, state: string, hours: number, reason: string, reasonCode: string, reasonValues: Json = {}) => {
       const img = images.find((i) => i.name === name)!;
       const started = new Date(Date.now() - hours * 3.6e6);
-      const row = { ...this.row(id, img), state, reason, createdAt: started.toISOString(), startedAt: started.toISOString(), endedAt: new Date(started.getTime() + 47 * 60e3).toISOString() };
-      this.envs.set(id, { row, owner: 'ada', history: [{ at: row.createdAt, state: 'queued' }, { at: row.createdAt, state: 'creating' }, { at: row.createdAt, state: 'running' }, { at: row.endedAt, state, reason }], shells: new Map(), load: {} });
+      const row = { ...this.row(id, img), state, reason, reasonCode, reasonValues, createdAt: started.toISOString(), startedAt: started.toISOString(), endedAt: new Date(started.getTime() + 47 * 60e3).toISOString() };
+      this.envs.set(id, { row, owner: 'ada', history: [{ at: row.createdAt, state: 'queued' }, { at: row.createdAt, state: 'creating' }, { at: row.createdAt, state: 'running' }, { at: row.endedAt, state, reason, reasonCode, reasonValues }], shells: new Map(), load: {} });
     };
-    past('eold1', 'python', 'deleted', 5, 'deleted by you');
-    past('eold2', 'redis', 'overstep', 29, 'used its 100 MB of traffic');
-    past('eold3', 'ubuntu', 'deleted', 53, 'deadline reached');
+    past('eold1', 'python', 'deleted', 5, 'deleted by its owner', 'deleted_by_owner');
+    past('eold2', 'redis', 'overstep', 29, 'network traffic passed its quota of 100.0 MiB', 'net_quota', { quota: '100.0 MiB' });
+    past('eold3', 'ubuntu', 'deleted', 53, 'lifetime', 'lifetime');
     setInterval(() => this.stats(), 1000).unref();
   }
 
   row(id: string, img: Json): Json {
     return {
-      id, name: `${img.name}-${id.slice(1, 5)}`, image: img.name, title: img.title, titleZh: '', logo: img.logo, state: 'queued', stage: '', percent: 0, reason: '', hint: '',
+      id, name: `${img.name}-${id.slice(1, 5)}`, image: img.name, title: img.title, titleZh: '', logo: img.logo, state: 'queued', stage: '', percent: 0, reason: '', reasonCode: '', reasonValues: {}, hint: '',
       node: '', nodeOnline: true, address: '', latestDeadline: new Date(Date.now() + 24 * 3600e3).toISOString(), queuePosition: 0, createdAt: new Date().toISOString(), startedAt: null, endedAt: null,
       deadline: new Date(Date.now() + img.lifetimeSeconds * 1000).toISOString(), idleTimeoutSeconds: 1800,
       memoryBytes: img.memoryBytes, cpus: img.cpus, pids: img.pids, timings: {},
@@ -95,7 +95,7 @@ class Mock {
   set(env: Env, change: Json): void {
     const before = env.row.state;
     Object.assign(env.row, change);
-    if (env.row.state !== before) env.history.push({ at: new Date().toISOString(), state: env.row.state, reason: env.row.reason });
+    if (env.row.state !== before) env.history.push({ at: new Date().toISOString(), state: env.row.state, reason: env.row.reason, reasonCode: env.row.reasonCode, reasonValues: env.row.reasonValues });
     this.push({ type: 'environment', environment: env.row }, env.owner);
   }
 
@@ -117,14 +117,14 @@ class Mock {
     const name = env.row.image;
     const at = (ms: number, change: Json) => setTimeout(() => env.row.state !== 'deleted' && this.set(env, change), ms);
     const run = (ms: number) => {
-      at(ms, { state: 'creating', stage: 'root file system', node: 'node-1', queuePosition: null });
+      at(ms, { reason: '', reasonCode: '', reasonValues: {}, hint: '', state: 'creating', stage: 'root file system', node: 'node-1', queuePosition: null });
       at(ms + 350, { state: 'running', stage: '', percent: 100, address: '10.64.0.7', startedAt: new Date().toISOString(), timings: { rootfs: 9000, network: 4000, init: 6000, total: 21000 } });
     };
     if (name === 'postgres') {
       for (let p = 0; p <= 100; p += 4) at(200 + p * 50, { state: 'pulling', stage: `layer ${Math.floor(p / 26) + 1} of 4`, percent: p, node: 'node-1' });
       run(5400);
     } else if (name === 'mongo') {
-      at(10, { queuePosition: 2, reason: 'Every node is out of memory: 512 MB are needed, the roomiest has 210 MB' });
+      at(10, { queuePosition: 2, reason: 'no node has room: needs 512 MiB of memory, at most 210 MiB are free', reasonCode: 'no_memory', reasonValues: { needed: '512 MiB', free: '210 MiB' }, hint: 'It starts by itself as soon as a node has room; you may close this page.' });
       at(6000, { queuePosition: 1 });
       at(9000, { queuePosition: 0 });
       run(12000);

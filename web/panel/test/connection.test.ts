@@ -1,5 +1,5 @@
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
-import { closeHint, Connection, type TermState } from '../src/lib/term/connection.ts';
+import { closeWords, Connection, type TermState } from '../src/lib/term/connection.ts';
 import { ApiError } from '../src/lib/api/client.ts';
 
 /** A WebSocket the test plays the server of. */
@@ -176,7 +176,7 @@ describe('a terminal’s connection', () => {
     last().frame(hello(0));
     last().die(1013, '{"code":"node_offline","hint":"Its node is away."}');
     await vi.advanceTimersByTimeAsync(0);
-    expect(states.at(-1)).toMatchObject({ is: 'reconnecting', hint: 'Its node is away.' });
+    expect(states.at(-1)).toMatchObject({ is: 'reconnecting', code: 'node_offline', hint: 'Its node is away.' });
     for (let i = 0; i < 5; i++) {
       await vi.advanceTimersByTimeAsync(5000);
       last().open();
@@ -204,7 +204,7 @@ describe('a terminal’s connection', () => {
   });
 
   it('reads hints out of close reasons, whatever they hold', () => {
-    expect(closeHint('{"code":"x","hint":"do that"}')).toBe('do that');
-    for (const other of ['', 'plain', 'null', '7', '{"hint":3}', '{"hint"']) expect(closeHint(other)).toBe('');
+    expect(closeWords('{"code":"x","hint":"do that"}')).toEqual({ code: 'x', hint: 'do that' });
+    for (const other of ['', 'plain', 'null', '7', '{"hint":3}', '{"hint"']) expect(closeWords(other)).toEqual({ code: '', hint: '' });
   });
 });

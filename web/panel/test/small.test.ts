@@ -9,7 +9,7 @@ import * as check from '../src/lib/validate.ts';
 
 describe('figures', () => {
   it('read as people read them', () => {
-    expect([0, 999, 1024, 1536, 268435456, 1024 ** 3, 5.5 * 1024 ** 3].map(bytes)).toEqual(['0 B', '999 B', '1 KB', '1.5 KB', '256 MB', '1 GB', '5.5 GB']);
+    expect([0, 999, 1024, 1536, 268435456, 1024 ** 3, 5.5 * 1024 ** 3].map(bytes)).toEqual(['0 B', '999 B', '1 KiB', '1.5 KiB', '256 MiB', '1 GiB', '5.5 GiB']);
     expect([0, 59, 60, 5400, 14400, 90000].map((s) => duration(s, 'en'))).toEqual(['0 s', '59 s', '1 min', '1 h 30 min', '4 h', '1 d 1 h']);
     expect(duration(5400, 'zh')).toBe('1 小时 30 分钟');
     expect([-5, 0, 42_000, 3_599_000, 14_352_000].map(countdown)).toEqual(['0:00', '0:00', '0:42', '59:59', '3:59:12']);

@@ -1,9 +1,9 @@
 // Numbers as people read them. Pure, and the same everywhere.
 import type { Lang } from './i18n/dict.ts';
 
-const units = ['B', 'KB', 'MB', 'GB', 'TB'];
+const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB'];
 
-/** 1536 → "1.5 KB". Powers of 1024, as memory is sold. */
+/** 1536 → "1.5 KiB". Powers of 1024, everywhere in Learnos. */
 export function bytes(n: number): string {
   let value = Math.max(0, n);
   let unit = 0;

@@ -1,6 +1,7 @@
 // Short messages that come and go by themselves; errors stay until they were read.
 import { ApiError } from './api/client.ts';
-import { isKey, t } from './i18n/i18n.svelte.ts';
+import { i18n, isKey, t } from './i18n/i18n.svelte.ts';
+import { problemIn } from './i18n/server.ts';
 
 export interface Toast {
   id: number;
@@ -29,7 +30,7 @@ function dismiss(id: number): void {
 /** What went wrong and what to do about it, in words. */
 export function explain(error: unknown): { message: string; hint: string } {
   const code = error instanceof ApiError ? error.code : 'unexpected_answer';
-  if (error instanceof ApiError && error.message) return { message: error.message, hint: error.hint };
+  if (error instanceof ApiError && error.message) return problemIn(i18n.lang, error);
   const key = `error.${code}`;
   const hint = `error.${code}.hint`;
   if (isKey(key) && isKey(hint)) return { message: (t as (k: string) => string)(key), hint: (t as (k: string) => string)(hint) };

@@ -14,6 +14,8 @@ export class ApiError extends Error {
     readonly code: string,
     message: string,
     readonly hint: string,
+    /** The field of the request that was refused; empty when it was none. */
+    readonly field = '',
   ) {
     super(message);
   }
@@ -195,9 +197,9 @@ export class Client {
 export function toError(status: number, json: unknown): ApiError {
   const error = (json as { error?: unknown } | undefined)?.error;
   if (error && typeof error === 'object') {
-    const { code, message, hint } = error as Record<string, unknown>;
+    const { code, message, hint, field } = error as Record<string, unknown>;
     if (typeof message === 'string' && message) {
-      return new ApiError(status, typeof code === 'string' ? code : 'error', message, typeof hint === 'string' ? hint : '');
+      return new ApiError(status, typeof code === 'string' ? code : 'error', message, typeof hint === 'string' ? hint : '', typeof field === 'string' ? field : '');
     }
   }
   return new ApiError(status, status >= 500 ? 'server_trouble' : 'unexpected_answer', '', '');

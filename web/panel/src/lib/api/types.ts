@@ -78,6 +78,9 @@ export interface Environment {
   stage?: string;
   percent?: number;
   reason?: string;
+  /** Which sentence the reason is, with what it holds; empty when it is somebody's own text. */
+  reasonCode?: string;
+  reasonValues?: Record<string, string>;
   hint?: string;
   node?: string;
   /** False: its node is away; it waits there unharmed. */
@@ -101,6 +104,8 @@ export interface HistoryEntry {
   at: string;
   state: State;
   reason?: string;
+  reasonCode?: string;
+  reasonValues?: Record<string, string>;
 }
 
 export interface SessionInfo {
@@ -156,5 +161,9 @@ export interface AuditEntry {
 export const pending = (e: Environment): boolean => e.state === 'queued' || e.state === 'pulling' || e.state === 'creating';
 /** What it is called on a page in `lang`. */
 export const titleOf = (e: Environment, lang: string): string => (lang === 'zh' && e.titleZh) || e.title || e.image;
+/** What it is called in sentences: its own name, since there may be several of one title. */
+export const nameOf = (e: Environment): string => e.name || e.title || e.image;
+/** Its node is not there just now. */
+export const away = (e: Environment): boolean => e.nodeOnline === false && !!e.node;
 /** Over: it will never run again. */
 export const ended = (e: Environment): boolean => e.state === 'deleted' || e.state === 'overstep';

@@ -185,6 +185,7 @@ export const dict = {
   'term.tabs': { en: 'Terminals', zh: '终端' },
   'term.shell': { en: 'Shell {n}', zh: '终端 {n}' },
   'term.close': { en: 'End this shell', zh: '结束此终端' },
+  'term.delete': { en: 'Delete this environment', zh: '删除此环境' },
   'term.closeTitle': { en: 'End this shell?', zh: '结束此终端？' },
   'term.closeBody': { en: 'Programs running in it stop. The environment itself goes on.', zh: '其中运行的程序会停止，环境本身继续运行。' },
   'term.end': { en: 'End shell', zh: '结束终端' },

@@ -10,8 +10,8 @@ import { ResilientSocket } from './socket.ts';
 export type TermState =
   | { is: 'connecting' }
   | { is: 'connected' }
-  /** `retryAt`: a Date.now() time; undefined while trying. `hint`: what the server says about it. */
-  | { is: 'reconnecting'; retryAt: number | undefined; hint: string }
+  /** `retryAt`: a Date.now() time; undefined while trying. `hint`: what the server says about it, with its code. */
+  | { is: 'reconnecting'; retryAt: number | undefined; code: string; hint: string }
   | { is: 'exited'; code: number; reason: string }
   /** The session is not there any more, and nobody knows how it ended. */
   | { is: 'vanished' };
@@ -38,15 +38,17 @@ const ACK_DELAY = 150;
 const SIGNED_OUT = 4401;
 const NO_SESSION = 4404;
 
-/** The hint in a close reason, which is JSON `{"code","hint"}` when the gateway closed. */
-export function closeHint(reason: string): string {
+/** A close reason's words, which are JSON `{"code","hint"}` when the gateway closed. */
+export function closeWords(reason: string): { code: string; hint: string } {
   try {
-    const hint = (JSON.parse(reason) as { hint?: unknown } | null)?.hint;
-    return typeof hint === 'string' ? hint : '';
+    const { code, hint } = (JSON.parse(reason) ?? {}) as { code?: unknown; hint?: unknown };
+    return { code: typeof code === 'string' ? code : '', hint: typeof hint === 'string' ? hint : '' };
   } catch {
-    return '';
+    return { code: '', hint: '' };
   }
 }
+
+const silent = { code: '', hint: '' };
 
 export class Connection {
   private readonly socket: ResilientSocket;
@@ -56,7 +58,7 @@ export class Connection {
   private told = { cols: 0, rows: 0 };
   private was = false;
   private over = false;
-  private hint = '';
+  private words = silent;
   private waiting: TermState | undefined;
   private ackTimer: ReturnType<typeof setTimeout> | undefined;
 
@@ -85,9 +87,9 @@ export class Connection {
         if (link.state === 'open') o.state({ is: 'connected' });
         else if (link.state === 'waiting') {
           this.input.disconnect();
-          this.hint = '';
-          o.state((this.waiting = { is: 'reconnecting', retryAt, hint: '' }));
-        } else if (link.state === 'connecting') o.state(this.was ? { is: 'reconnecting', retryAt: undefined, hint: this.hint } : { is: 'connecting' });
+          this.words = silent;
+          o.state((this.waiting = { is: 'reconnecting', retryAt, ...silent }));
+        } else if (link.state === 'connecting') o.state(this.was ? { is: 'reconnecting', retryAt: undefined, ...this.words } : { is: 'connecting' });
       },
       lost: (greeted, code, reason) => this.whyLost(greeted, code, reason),
       ping: () => (this.input.busy ? undefined : pingFrame()),
@@ -163,10 +165,10 @@ export class Connection {
   private async whyLost(greeted: boolean, code: number, reason: string): Promise<boolean> {
     if (code === NO_SESSION) this.end({ is: 'vanished' });
     if (code === SIGNED_OUT) await this.o.checkSignIn();
-    const hint = closeHint(reason);
-    if (hint && this.waiting?.is === 'reconnecting' && !this.over) {
-      this.hint = hint;
-      this.o.state({ ...this.waiting, hint });
+    const words = closeWords(reason);
+    if (words.hint && this.waiting?.is === 'reconnecting' && !this.over) {
+      this.words = words;
+      this.o.state({ ...this.waiting, ...words });
     }
     // The first loss of a good connection is nearly always the network: just come back.
     if (greeted || this.over) return false;
