@@ -43,6 +43,7 @@ var parts = []part{
 	{"run", runRemove},
 	{"burst", bursts},
 	{"pull", pulls},
+	{"calls", calls},
 }
 
 // bench is what the parts have in common.
@@ -144,7 +145,7 @@ func start(only string, quick bool, jsonFile, page, bin, work string) error {
 	b := &bench{quick: quick, work: work, bin: bin, tag: filepath.Base(work)}
 	defer b.close()
 	r := &Report{When: time.Now().UTC().Truncate(time.Second), Quick: quick, Machine: machine(), Versions: versions(ctx, b),
-		Command: strings.Join(append([]string{"go run ./tests/bench"}, os.Args[1:]...), " ")}
+		Command: asked(only, quick)}
 	for i, p := range chosen {
 		began := time.Now()
 		say("part %d of %d: %s", i+1, len(chosen), p.name)
@@ -176,6 +177,21 @@ func start(only string, quick bool, jsonFile, page, bin, work string) error {
 		}
 	}
 	return r.complete()
+}
+
+// asked is the command that repeats a run, wherever it wrote its report to.
+func asked(only string, quick bool) string {
+	var args []string
+	if only != "" {
+		args = append(args, "-only '"+only+"'")
+	}
+	if quick {
+		args = append(args, "-quick")
+	}
+	if len(args) == 0 {
+		return "make bench"
+	}
+	return `make bench ARGS="` + strings.Join(args, " ") + `"`
 }
 
 // say tells a person who waits.

@@ -38,7 +38,7 @@ func writePage(r *Report, path string) error {
 		b.WriteString("Incomplete: " + cell(strings.Join(err.(*incomplete).missing, "; ")) + ".\n\n")
 	}
 	for _, m := range r.Measures {
-		fmt.Fprintf(&b, "## %s\n\n%s\n\n", m.Title, m.About)
+		fmt.Fprintf(&b, "<a id=\"%s\"></a>\n\n## %s\n\n%s\n\n", m.Name, m.Title, m.About)
 		plot(m.Name, strings.ReplaceAll(m.Title, "`", ""), barPlot(m))
 		if m.Curve != nil {
 			plot(m.Name+"-curve", "How it grows", curvePlot(m))
@@ -52,8 +52,8 @@ func writePage(r *Report, path string) error {
 }
 
 func head(b *strings.Builder, r *Report) {
-	fmt.Fprintf(b, "# Speed, beside the peers\n\nWritten by `%s` on %s, in %s. ", r.Command, r.When.Format("2006-01-02 15:04 MST"), r.Took.Round(time.Second))
-	b.WriteString("`make bench` repeats it.\n\nContenders took turns, run by run, in namespaces of their own on one machine: with the same root " +
+	fmt.Fprintf(b, "# Speed, beside the peers\n\nWritten by `%s` on %s, in %s.", r.Command, r.When.Format("2006-01-02 15:04 MST"), r.Took.Round(time.Second))
+	b.WriteString("\n\nContenders took turns, run by run, in namespaces of their own on one machine: with the same root " +
 		"file system, the same configuration and the same registry. Targets are judged by medians; the same of the minima " +
 		"is what a machine with nothing else to do would say. Processor times are medians of what one run's processes took, as " +
 		"far as the command waits for them: \"system\" is what is left to the kernel.")
@@ -74,14 +74,14 @@ func targetTable(b *strings.Builder, r *Report) {
 	for _, m := range r.Measures {
 		for _, t := range m.Targets {
 			if t.Missing != "" {
-				fmt.Fprintf(b, "| %s | %s | – | – | no figure: %s |\n", m.Name, t.String(), cell(t.Missing))
+				fmt.Fprintf(b, "| [%s](#%[1]s) | %s | – | – | no figure: %s |\n", m.Name, t.String(), cell(t.Missing))
 				continue
 			}
 			word := "met"
 			if !t.Met {
 				word = "**not met**"
 			}
-			fmt.Fprintf(b, "| %s | %s | %s | %s | %s |\n", m.Name, cell(t.String()), number(t.Seen), number(t.SeenMin), word)
+			fmt.Fprintf(b, "| [%s](#%[1]s) | %s | %s | %s | %s |\n", m.Name, cell(t.String()), number(t.Seen), t.ofMinima("%s", ""), word)
 		}
 	}
 	b.WriteString("\n")

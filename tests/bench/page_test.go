@@ -88,7 +88,7 @@ func TestThePageComesFromTheReport(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		"2026-01-02 03:04 UTC", "a &lt;fast> one, 2 cores", "| crun | 9.00 | 10.00 | 12.00 | 1.67 × |", "**not met**",
+		"2026-01-02 03:04 UTC", "a &lt;fast> one, 2 cores", "| crun | 9 | 10 | 12 | 1.67 × |", "**not met**",
 		`no figure: exit status 1: a \| b & &lt;c>`, "&emsp;lrun: create", "quick look", "![One cycle of true](bench-cycle.svg)",
 		"(bench-idle-curve.svg)", "(bench-targets.svg)",
 	} {
@@ -153,5 +153,18 @@ func TestQuantilesAreNearestRanks(t *testing.T) {
 	}
 	if got := quantile(nil, 0.5); got != 0 {
 		t.Errorf("of nothing: %v", got)
+	}
+}
+
+func TestStraceTablesAreRead(t *testing.T) {
+	all, total := parseStrace(`% time     seconds  usecs/call     calls    errors syscall
+------ ----------- ----------- --------- --------- ----------------
+ 10.00    0.000100          10        12         3 openat
+ 90.00    0.000900         300         3           mount
+------ ----------- ----------- --------- --------- ----------------
+100.00    0.001000          66        15         3 total
+`)
+	if total != 15 || len(all) != 2 || all[0].name != "mount" || all[1].calls != 12 {
+		t.Errorf("parsed %+v, %d calls in all", all, total)
 	}
 }

@@ -19,8 +19,8 @@ text{font:13px system-ui,-apple-system,"Segoe UI",sans-serif}.title{font-weight:
 
 const (
 	plotWidth = 760
-	barLeft   = 260 // where bars begin: names stand before
-	barRight  = 660 // and the longest ends: figures stand after
+	barLeft   = 300 // where bars begin: names stand before
+	barRight  = 610 // and the longest ends: figures stand after, in a column
 	barStep   = 28
 	barTop    = 62
 )
@@ -40,9 +40,9 @@ func svg(height int, title, subtitle, body string) string {
 func bar(b *strings.Builder, i int, name, class, figure string, share float64) {
 	y := barTop + i*barStep
 	width := math.Max(1.5, share*(barRight-barLeft))
-	fmt.Fprintf(b, `<text class="text end" x="%d" y="%d">%s</text>`, barLeft-10, y+15, html.EscapeString(shorten(name, 34)))
+	fmt.Fprintf(b, `<text class="text end" x="%d" y="%d">%s</text>`, barLeft-10, y+15, html.EscapeString(shorten(name, 42)))
 	fmt.Fprintf(b, `<rect class="%s" x="%d" y="%d" width="%.1f" height="18" rx="3"/>`, class, barLeft, y+1, width)
-	fmt.Fprintf(b, `<text class="text" x="%.1f" y="%d">%s</text>`+"\n", barLeft+width+8, y+15, html.EscapeString(figure))
+	fmt.Fprintf(b, `<text class="text end" x="%d" y="%d">%s</text>`+"\n", plotWidth-20, y+15, html.EscapeString(figure))
 }
 
 func shorten(s string, n int) string {

@@ -63,9 +63,10 @@ type Target struct {
 	Of      string  `json:"of"`
 	Over    string  `json:"over,omitempty"`
 	Stat    string  `json:"stat"` // "min", "median" or "p99"
+	Unit    string  `json:"unit,omitempty"`
 	Bound   float64 `json:"bound"`
 	AtLeast bool    `json:"atLeast,omitempty"`
-	// Seen is the value, the same of the rows' minima in SeenMin: what a quiet machine would say.
+	// Seen is the value; SeenMin, for a median, the same of the minima, which is what a quiet machine would say.
 	Seen    float64 `json:"seen"`
 	SeenMin float64 `json:"seenMin,omitempty"`
 	Met     bool    `json:"met"`
@@ -122,8 +123,13 @@ func (m *Measure) judge() {
 			}
 			return of.stat(stat) / over.stat(stat), ""
 		}
+		if t.Over == "" {
+			t.Unit = m.Unit
+		}
 		t.Seen, t.Missing = value(t.Stat)
-		t.SeenMin, _ = value("min")
+		if t.Stat == "median" {
+			t.SeenMin, _ = value("min")
+		}
 		t.Met = t.Missing == "" && (t.AtLeast && t.Seen >= t.Bound || !t.AtLeast && t.Seen <= t.Bound)
 	}
 }
@@ -139,7 +145,7 @@ func (t *Target) String() string {
 	if t.Over != "" {
 		return fmt.Sprintf("%s %s %s × %s", what, sign, number(t.Bound), t.Over)
 	}
-	return fmt.Sprintf("%s %s %s", what, sign, number(t.Bound))
+	return fmt.Sprintf("%s %s %s %s", what, sign, number(t.Bound), t.Unit)
 }
 
 // sample is one run of one contender.

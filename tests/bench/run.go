@@ -113,7 +113,7 @@ func bursts(ctx context.Context, b *bench) ([]*Measure, error) {
 	contenders = append([]contender{{who: "agent, resident", ours: true, once: inside}}, contenders...)
 	m := &Measure{Name: "burst", Title: fmt.Sprintf("%d creates and deletes, %d at once", n, atOnce), Unit: "containers/s",
 		About: "`run --rm busybox true` with a bridge network by everybody's command, and the same asked of a running agent's Go API.",
-		Rows:  rates(race(ctx, "burst", b.runs(5, 1), crowds(contenders, n, atOnce)), n)}
+		Rows:  rates(race(ctx, "burst", b.runs(3, 1), crowds(contenders, n, atOnce)), n)}
 	root, err := b.rootfs()
 	if err != nil {
 		return nil, err

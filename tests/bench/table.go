@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"math"
 	"strings"
 	"text/tabwriter"
 )
@@ -49,10 +50,23 @@ func (t *Target) verdict() string {
 	if !t.Met {
 		word = "NOT met"
 	}
-	return fmt.Sprintf("%s: %s (of the minima %s)", word, number(t.Seen), number(t.SeenMin))
+	return fmt.Sprintf("%s: %s%s", word, number(t.Seen), t.ofMinima(" (of the minima %s)", ""))
 }
 
-func fixed(f float64) string { return fmt.Sprintf("%.2f", f) }
+// ofMinima formats SeenMin, if there is one.
+func (t *Target) ofMinima(format, none string) string {
+	if t.SeenMin == 0 {
+		return none
+	}
+	return fmt.Sprintf(format, number(t.SeenMin))
+}
+
+func fixed(f float64) string {
+	if f == math.Trunc(f) {
+		return fmt.Sprintf("%.0f", f) // a count
+	}
+	return fmt.Sprintf("%.2f", f)
+}
 
 // processor is a processor time, or nothing where nobody knows it.
 func processor(f float64) string {
