@@ -50,8 +50,11 @@ func (b *bench) agentSeries(ctx context.Context, who, spares string, n int) (all
 	}
 	defer w.Close()
 	var samples []sample
-	told := time.Now()
+	told, end := time.Now(), time.Now().Add(b.patience())
 	for i := range n + 5 {
+		if i > 5+fewest && time.Now().After(end) {
+			break
+		}
 		s, fromPool, err := agentCreate(ctx, c, w)
 		if err != nil {
 			return nil, fmt.Errorf("create: %w\n%s", err, p.Logs())
@@ -74,7 +77,7 @@ func (b *bench) agentSeries(ctx context.Context, who, spares string, n int) (all
 		}
 	}
 	if len(samples) == 0 {
-		return []Row{{Who: who, Missing: "none of " + fmt.Sprint(n) + " environments came that way"}}, nil
+		return []Row{{Who: who, Missing: "no environment came that way"}}, nil
 	}
 	all = rows(who, samples)
 	all[0].Ours = true

@@ -125,7 +125,7 @@ func (b *bench) wholeCycle(ctx context.Context, name, root string, base *specs.S
 				return command(ctx, filepath.Join(b.bin, "lrun"), "--version")
 			}})
 	}
-	return &Measure{Name: name, Unit: "ms", Rows: race(ctx, name, b.runs(200, 25), contenders), Targets: []Target{
+	return &Measure{Name: name, Unit: "ms", Rows: b.race(ctx, name, b.runs(200, 25), contenders), Targets: []Target{
 		{Of: "lrun", Over: "crun", Stat: "median", Bound: 0.6},
 		{Of: "lrun", Over: "runc", Stat: "median", Bound: 0.25},
 		{Of: resident, Over: "lrun", Stat: "median", Bound: 0.5},
@@ -160,7 +160,7 @@ func (b *bench) stepCycle(ctx context.Context, name string, base *specs.Spec) (*
 	}
 	return &Measure{Name: name, Title: "The same cycle in steps, as an engine takes them", Unit: "ms",
 		About: "`create`, `start`, waiting for the process, `delete`: three commands. Indented rows are its steps.",
-		Rows:  race(ctx, name, b.runs(200, 25), contenders), Targets: []Target{
+		Rows:  b.race(ctx, name, b.runs(200, 25), contenders), Targets: []Target{
 			{Of: "lrun", Over: "crun", Stat: "median", Bound: 0.6},
 			{Of: "lrun", Over: "runc", Stat: "median", Bound: 0.25},
 		}}, nil

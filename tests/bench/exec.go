@@ -80,7 +80,7 @@ func execTrue(ctx context.Context, b *bench) (all []*Measure, err error) {
 	}}, contender{who: "fork + exec alone", once: func(ctx context.Context, i int) (sample, error) {
 		return command(ctx, filepath.Join(root, "bin/true"))
 	}})
-	m.Rows = race(ctx, m.Name, b.runs(300, 50), contenders)
+	m.Rows = b.race(ctx, m.Name, b.runs(300, 50), contenders)
 	m.Targets = []Target{
 		{Of: "lrun", Over: "crun", Stat: "median", Bound: 1},
 		{Of: session, Stat: "median", Bound: 1},

@@ -75,6 +75,14 @@ func (b *bench) runs(full, quick int) int {
 	return full
 }
 
+// patience is how long one measure may go on for more runs: a busy machine gets fewer of them instead of hours.
+func (b *bench) patience() time.Duration {
+	if b.quick {
+		return 10 * time.Second
+	}
+	return 40 * time.Second
+}
+
 func main() {
 	only := flag.String("only", "", "run only parts whose name matches `REGEXP`: "+strings.Join(partNames(), ", "))
 	quick := flag.Bool("quick", false, "fewer runs, for a look: three minutes at most")

@@ -132,7 +132,7 @@ func TestContendersTakeTurnsAndWhoFailsHasNoFigure(t *testing.T) {
 			return sample{wall: time.Duration(i) * time.Millisecond}, nil
 		}}
 	}
-	all := race(t.Context(), "test", 2, []contender{one("a", -1), one("b", 1), absent("c", errors.New("not installed"))})
+	all := (&bench{}).race(t.Context(), "test", 2, []contender{one("a", -1), one("b", 1), absent("c", errors.New("not installed"))})
 	if got, want := strings.Join(order, " "), "a b b a a"; got != want {
 		t.Errorf("turns %s; want %s", got, want)
 	}

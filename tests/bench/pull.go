@@ -91,7 +91,7 @@ func pulls(ctx context.Context, b *bench) ([]*Measure, error) {
 	}
 	m := &Measure{Name: "pull", Title: fmt.Sprintf("Pull and unpack an image of %d MB in %d layers", size>>20, pullLayers), Unit: "ms",
 		About: fmt.Sprintf("From a registry on loopback, %d MB compressed, nothing of it present, file system synced before.", packed>>20),
-		Rows:  race(ctx, "pull", b.runs(3, 1), contenders),
+		Rows:  b.race(ctx, "pull", b.runs(3, 1), contenders),
 		Targets: []Target{
 			{Of: podmanPull, Over: ourPull, Stat: "median", Bound: 2, AtLeast: true},
 			{Of: dockerPull, Over: ourPull, Stat: "median", Bound: 2, AtLeast: true},

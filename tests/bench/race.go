@@ -24,16 +24,24 @@ type contender struct {
 // absent stands for a contender that isn't there.
 func absent(who string, err error) contender { return contender{who: who, missing: err} }
 
-// race lets contenders take turns, runs times each, after one turn that doesn't count. Each round begins with another one,
-// so that nobody always follows the same. Who fails has no figure.
-func race(ctx context.Context, name string, runs int, contenders []contender) []Row {
+// fewest is how many runs a figure has at least, however long they take.
+const fewest = 3
+
+// race lets contenders take turns, runs times each, after one turn that doesn't count; fewer when the patience for one
+// measure is at its end. Each round begins with another contender, so that nobody always follows the same. Who fails has no
+// figure.
+func (b *bench) race(ctx context.Context, name string, runs int, contenders []contender) []Row {
 	samples := make([][]sample, len(contenders))
 	failed := make([]error, len(contenders))
 	for i, c := range contenders {
 		failed[i] = c.missing
 	}
-	told := time.Now()
+	told, end := time.Now(), time.Now().Add(b.patience())
 	for round := range runs + 1 {
+		if round > fewest && time.Now().After(end) {
+			say("%s: %d rounds instead of %d: they take longer here", name, round-1, runs)
+			break
+		}
 		for turn := range contenders {
 			i := (turn + round) % len(contenders)
 			if failed[i] != nil || ctx.Err() != nil {

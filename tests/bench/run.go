@@ -93,7 +93,7 @@ func runRemove(ctx context.Context, b *bench) ([]*Measure, error) {
 	m := &Measure{Name: "run", Title: "`run --rm busybox true`, the command that people type", Unit: "ms",
 		About: "Image present, until the command has ended and everything is removed. Docker's daemon is running; podman and " +
 			"nodeagent have none.",
-		Rows:    race(ctx, "run", b.runs(30, 5), contenders),
+		Rows:    b.race(ctx, "run", b.runs(30, 5), contenders),
 		Targets: []Target{{Of: ourRun, Over: dockerRun, Stat: "median", Bound: 0.1}}}
 	return []*Measure{m}, nil
 }
@@ -113,7 +113,7 @@ func bursts(ctx context.Context, b *bench) ([]*Measure, error) {
 	contenders = append([]contender{{who: "agent, resident", ours: true, once: inside}}, contenders...)
 	m := &Measure{Name: "burst", Title: fmt.Sprintf("%d creates and deletes, %d at once", n, atOnce), Unit: "containers/s",
 		About: "`run --rm busybox true` with a bridge network by everybody's command, and the same asked of a running agent's Go API.",
-		Rows:  rates(race(ctx, "burst", b.runs(3, 1), crowds(contenders, n, atOnce)), n)}
+		Rows:  rates(b.race(ctx, "burst", b.runs(3, 1), crowds(contenders, n, atOnce)), n)}
 	root, err := b.rootfs()
 	if err != nil {
 		return nil, err
@@ -139,7 +139,7 @@ func bursts(ctx context.Context, b *bench) ([]*Measure, error) {
 		}})
 	}
 	o := &Measure{Name: "burst-oci", Title: fmt.Sprintf("%d OCI cycles, %d at once", n, atOnce), Unit: "containers/s",
-		About: "`lrun run` of `true`, and the others.", Rows: rates(race(ctx, "burst-oci", b.runs(5, 1), crowds(cycles, n, atOnce)), n)}
+		About: "`lrun run` of `true`, and the others.", Rows: rates(b.race(ctx, "burst-oci", b.runs(5, 1), crowds(cycles, n, atOnce)), n)}
 	return []*Measure{m, o}, nil
 }
 
