@@ -9,6 +9,7 @@ import (
 
 	"github.com/learnos/learnos/internal/hook"
 	"github.com/learnos/learnos/internal/initproto"
+	"github.com/learnos/learnos/internal/initproto/rawfork"
 )
 
 // What follows is init's other life: instead of staying, it makes the container and then becomes the user's process by
@@ -20,6 +21,7 @@ func prepareProcess(fds []int) {
 	if len(fds) < 1 || len(fds) > 2 {
 		exit(125)
 	}
+	rawfork.RestoreFileLimit()
 	unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
 	for _, fd := range fds {
 		unix.CloseOnExec(fd)

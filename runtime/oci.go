@@ -746,7 +746,8 @@ type OCIExec struct {
 	Group OCIGroup
 	// Sub is a group below the container's to put the process in, or "".
 	Sub string
-	// Spec is the container's own, for its seccomp profile; Process what to run.
+	// Spec is the container's own, for its seccomp profile and whatever else holds for all its processes; Process what to
+	// run.
 	Spec      *specs.Spec
 	Process   *specs.Process
 	Preserve  int
@@ -762,8 +763,18 @@ func (m *OCI) Exec(o OCIExec) (p *OCIProcess, err error) {
 		group.path += "/" + sub
 	}
 	spec := &specs.Spec{Process: o.Process, Linux: &specs.Linux{}}
+	if s := o.Spec; s != nil {
+		spec.Version = s.Version
+		if s.Linux != nil { // what is the container's for all its processes
+			spec.Linux.Personality, spec.Linux.MemoryPolicy = s.Linux.Personality, s.Linux.MemoryPolicy
+		}
+	}
 	co := &CreateOptions{Spec: spec, group: group}
-	plan, err := buildPlan(co, &namespaces{}, m.hierarchies)
+	ns, err := namespacesOf(o.PID)
+	if err != nil {
+		return nil, err
+	}
+	plan, err := buildPlan(co, ns, m.hierarchies)
 	if err != nil {
 		return nil, err
 	}
@@ -789,11 +800,6 @@ func (m *OCI) Exec(o OCIExec) (p *OCIProcess, err error) {
 	if err != nil {
 		return nil, err
 	}
-	ns, err := namespacesOf(o.PID)
-	if err != nil {
-		return nil, err
-	}
-	plan.UserNS = slices.ContainsFunc(ns.join, func(j join) bool { return j.flag == unix.CLONE_NEWUSER })
 	b := &birth{o: co, ns: ns, plan: plan, group: group, image: image, becomes: true, preserve: o.Preserve}
 	defer b.close()
 	conn, err := b.connect()
@@ -805,7 +811,7 @@ func (m *OCI) Exec(o OCIExec) (p *OCIProcess, err error) {
 		conn.Close()
 		return nil, ErrNotRunning
 	}
-	p = &OCIProcess{conn: conn, plan: plan, group: group, Group: o.Group}
+	p = &OCIProcess{conn: conn, plan: plan, group: group, Group: o.Group, Warnings: plan.warnings}
 	if err := b.beget(p); err != nil {
 		conn.Close()
 		return nil, err

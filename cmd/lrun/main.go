@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/learnos/learnos/internal/initproto/rawfork"
 	"github.com/learnos/learnos/runtime"
 )
 
@@ -60,6 +61,7 @@ func (a *app) machine() (_ *runtime.OCI, err error) {
 }
 
 func main() {
+	rawfork.RestoreFileLimit() // which containers inherit
 	a := &app{root: "/run/lrun"}
 	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" && os.Geteuid() != 0 {
 		a.root = dir + "/lrun"

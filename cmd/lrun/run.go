@@ -323,6 +323,9 @@ func execCommand(a *app, args []string) error {
 	if err != nil {
 		return err
 	}
+	for _, w := range p.Warnings {
+		a.warn(w)
+	}
 	fail := func(err error) error {
 		p.Abort()
 		return err
@@ -393,6 +396,9 @@ func identity(p *specs.Process, user string, groups, caps []string) error {
 		name := strings.ToUpper(c)
 		if !strings.HasPrefix(name, "CAP_") {
 			name = "CAP_" + name
+		}
+		if !runtime.KnownCapability(name) {
+			return fmt.Errorf("exec: capability %s is unknown", name)
 		}
 		if p.Capabilities == nil {
 			p.Capabilities = &specs.LinuxCapabilities{}
