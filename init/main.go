@@ -31,6 +31,7 @@ type server struct {
 	plan     *initproto.Plan
 	pts      int // O_PATH of our devpts, or -1
 	proc     int // detached procfs, while setting up
+	held     []held
 	sessions []*session
 	handlers map[int32]func()
 	conns    []*conn

@@ -43,6 +43,7 @@ func prepareProcess(fds []int) {
 			s.giveUp(c, f)
 		}
 	}
+	s.letGo()
 	closeAll(c.fds)
 	if s.proc >= 0 {
 		unix.Close(s.proc)
@@ -189,9 +190,10 @@ func (s *server) container(p *initproto.Plan, c *conn) *fault {
 		return f
 	}
 	if x.Terminal { // made here, because the root may be read-only later
-		fd, err := openInside(root, "/dev/console", unix.O_PATH, 0)
+		at, path := s.place(root, "/dev/console")
+		fd, err := openInside(at, path, unix.O_PATH, 0)
 		if err == unix.ENOENT {
-			fd, err = makeMissing(root, "/dev/console", true)
+			fd, err = makeMissing(at, path, true)
 		}
 		if err != nil {
 			return failed("/dev/console", err)

@@ -71,7 +71,8 @@ func (s *server) build(p *initproto.Plan, c *conn) *fault {
 	if f := s.mask(root, p.Masked); f != nil {
 		return f
 	}
-	if pts, err := openInside(root, "/dev/pts", unix.O_PATH|unix.O_DIRECTORY, unix.RESOLVE_NO_SYMLINKS); err == nil {
+	at, path := s.place(root, "/dev/pts")
+	if pts, err := openInside(at, path, unix.O_PATH|unix.O_DIRECTORY, unix.RESOLVE_NO_SYMLINKS); err == nil {
 		if isOn(pts, unix.DEVPTS_SUPER_MAGIC) {
 			s.pts = pts
 		} else {
@@ -170,14 +171,50 @@ func (s *server) mount(root int, m *initproto.Mount, fds []int) *fault {
 			return failed(what+": propagation", err)
 		}
 	}
-	if m.FD < 0 {
-		if m.FSType == "proc" && s.proc < 0 {
-			s.proc = source // a handle to procfs that nobody inside can put something over
-			return nil
-		}
+	isProc := m.FD < 0 && m.FSType == "proc" && s.proc < 0
+	if isProc {
+		s.proc = source // a handle to procfs that nobody inside can put something over
+	}
+	switch {
+	case m.Dest == "/proc" || m.Dest == "/sys" || m.Dest == "/dev":
+		s.held = append(s.held, held{m.Dest, source, m.FD < 0 && !isProc})
+	case m.FD < 0 && !isProc:
 		unix.Close(source)
 	}
 	return nil
+}
+
+// held is a mount of ours that we keep hold of while setting up.
+type held struct {
+	dest string
+	fd   int
+	own  bool // ours to close
+}
+
+// place says by what to reach a path: below /proc, /sys and /dev by the mount that we have put there, not by its name in
+// the root. A root that somebody else writes to meanwhile may lead that name elsewhere, and back again, and what was to be
+// masked would then be missed (CVE-2025-31133 and others).
+func (s *server) place(root int, path string) (int, string) {
+	for i := len(s.held) - 1; i >= 0; i-- {
+		dest := s.held[i].dest
+		if path == dest {
+			return s.held[i].fd, "/"
+		}
+		if len(path) > len(dest) && path[:len(dest)] == dest && path[len(dest)] == '/' {
+			return s.held[i].fd, path[len(dest):]
+		}
+	}
+	return root, path
+}
+
+// letGo closes what was held.
+func (s *server) letGo() {
+	for _, h := range s.held {
+		if h.own {
+			unix.Close(h.fd)
+		}
+	}
+	s.held = nil
 }
 
 // propagate says what a mount shares with others (MS_PRIVATE and so on, 0 for no change).
@@ -214,7 +251,8 @@ func bindSource(m *initproto.Mount) (int, error) {
 
 // remount changes the attributes of an earlier mount, once what lies below it has been put there.
 func (s *server) remount(root int, m *initproto.Mount, what string) *fault {
-	fd, err := openInside(root, m.Dest, unix.O_PATH, unix.RESOLVE_NO_SYMLINKS)
+	root, dest := s.place(root, m.Dest)
+	fd, err := openInside(root, dest, unix.O_PATH, unix.RESOLVE_NO_SYMLINKS)
 	if err != nil {
 		return failed(what, err)
 	}
@@ -243,9 +281,10 @@ func (s *server) target(root int, m *initproto.Mount, what string) (fd int, f *f
 	if m.Strict {
 		more = unix.RESOLVE_NO_SYMLINKS
 	}
-	fd, err := openInside(root, m.Dest, unix.O_PATH, more)
+	root, dest := s.place(root, m.Dest)
+	fd, err := openInside(root, dest, unix.O_PATH, more)
 	if err == unix.ENOENT {
-		fd, err = makeMissing(root, m.Dest, m.File)
+		fd, err = makeMissing(root, dest, m.File)
 	}
 	switch {
 	case err == unix.ELOOP && m.Strict:
@@ -328,7 +367,8 @@ func (s *server) devices(root int, p *initproto.Plan) *fault {
 	if !p.OwnDev {
 		return nil
 	}
-	dev, err := openInside(root, "/dev", unix.O_PATH|unix.O_DIRECTORY, unix.RESOLVE_NO_SYMLINKS)
+	root, path := s.place(root, "/dev")
+	dev, err := openInside(root, path, unix.O_PATH|unix.O_DIRECTORY, unix.RESOLVE_NO_SYMLINKS)
 	if err != nil {
 		return failed("open /dev", err)
 	}
@@ -352,8 +392,9 @@ func (s *server) device(root int, d *initproto.Device, userNS bool) *fault {
 		number = 0
 	}
 	if !userNS || d.Mode&unix.S_IFMT == unix.S_IFIFO {
-		dir, name := parent(d.Path)
-		above, err := makeDirectory(root, dir)
+		at, path := s.place(root, d.Path)
+		dir, name := parent(path)
+		above, err := makeDirectory(at, dir)
 		if err != nil {
 			return failed(what, err)
 		}
@@ -449,9 +490,19 @@ func (s *server) bind(root, from int, m *initproto.Mount) *fault {
 	return nil
 }
 
+// openNamed opens what is to be masked or made read-only.
+func (s *server) openNamed(root int, path string) (int, error) {
+	at, rest := s.place(root, path)
+	fd, err := openInside(at, rest, unix.O_PATH, 0)
+	if err == unix.ENOENT && at != root { // by a link that leads out of the mount, perhaps
+		fd, err = openInside(root, path, unix.O_PATH, 0)
+	}
+	return fd, err
+}
+
 // readonly makes a path, and what is mounted below it, unwritable.
 func (s *server) readonly(root int, path string) *fault {
-	fd, err := openInside(root, path, unix.O_PATH, 0)
+	fd, err := s.openNamed(root, path)
 	if err == unix.ENOENT || err == unix.ENOTDIR {
 		return nil
 	}
@@ -478,7 +529,7 @@ func (s *server) mask(root int, paths []string) *fault {
 	null := -1
 	defer func() { closeAll([]int{null}) }()
 	for _, path := range paths {
-		fd, err := openInside(root, path, unix.O_PATH, 0)
+		fd, err := s.openNamed(root, path)
 		if err == unix.ENOENT || err == unix.ENOTDIR {
 			continue
 		}
@@ -648,6 +699,7 @@ func (s *server) standardDescriptors() *fault {
 
 // closeStrays closes every descriptor that is not one we know, whoever left it open.
 func (s *server) closeStrays(c *conn) {
+	s.letGo()
 	closeAll(c.fds)
 	c.fds = nil
 	if s.proc >= 0 {

@@ -309,6 +309,12 @@ func (b *birth) steps() *rawfork.Program {
 	for _, f := range b.tasks {
 		p.Add("enter cgroup "+filepath.Dir(f.Name()), rawfork.Must, unix.SYS_WRITE, fdOf(f), zero, 1)
 	}
+	if len(b.ns.join) > 0 {
+		// Whoever is in the namespaces already sees what joins them. Until its exec that has our memory, executable and
+		// descriptors, and the host's ids: nobody without CAP_SYS_PTRACE on the host may look (CVE-2016-9962, CVE-2019-5736).
+		// The mark is copied with the memory at the fork below, and wiped by the exec.
+		p.Add("undumpable", rawfork.Must, unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
+	}
 	var clocks []int // a time namespace is joined by a process that shares its memory with none, as this one does with us
 	for i, j := range b.ns.join {
 		if j.flag == unix.CLONE_NEWTIME {

@@ -104,7 +104,16 @@ func complete(s *specs.Spec, bundle string) error {
 	if !filepath.IsAbs(s.Root.Path) {
 		s.Root.Path = filepath.Join(bundle, s.Root.Path)
 	}
-	// Where the root is a symlink, it is so on the host, by the operator's wish.
+	// Where the root is a symlink, it is so on the host, by the operator's wish. But it leads there by name: a magic link
+	// (/proc/PID/fd/N, root, cwd) would make a root of whatever we or our caller happen to have open.
+	fd, err := unix.Openat2(unix.AT_FDCWD, s.Root.Path, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_MAGICLINKS})
+	if err == unix.ELOOP {
+		return fmt.Errorf("root: %s leads through a link to somebody's descriptor: name the directory", s.Root.Path)
+	}
+	if err != nil {
+		return fmt.Errorf("root: %w", &os.PathError{Op: "open", Path: s.Root.Path, Err: err})
+	}
+	unix.Close(fd)
 	root, err := filepath.EvalSymlinks(s.Root.Path)
 	if err != nil {
 		return fmt.Errorf("root: %w", err)

@@ -23,6 +23,7 @@ import (
 
 var (
 	agent  string // the nodeagent of this checkout
+	lrun   string // and the OCI runtime command
 	inside string // the hostile program
 	root   string // the node under attack
 	state  string // where it keeps what its runtime knows
@@ -45,8 +46,9 @@ func TestMain(m *testing.M) {
 			return 1
 		}
 		defer os.RemoveAll(dir)
-		agent, inside, root = filepath.Join(dir, "nodeagent"), filepath.Join(dir, "inside"), filepath.Join(dir, "root")
-		for out, pkg := range map[string]string{agent: "../../cmd/nodeagent", inside: "./inside"} {
+		agent, lrun = filepath.Join(dir, "nodeagent"), filepath.Join(dir, "lrun")
+		inside, root = filepath.Join(dir, "inside"), filepath.Join(dir, "root")
+		for out, pkg := range map[string]string{agent: "../../cmd/nodeagent", lrun: "../../cmd/lrun", inside: "./inside"} {
 			build := exec.Command("go", "build", "-trimpath", "-o", out, pkg)
 			build.Env = append(os.Environ(), "CGO_ENABLED=0")
 			if text, err := build.CombinedOutput(); err != nil {
@@ -107,6 +109,7 @@ func finish(t *testing.T, ctx context.Context, c *exec.Cmd) result {
 	t.Helper()
 	var out, stderr bytes.Buffer
 	c.Stdout, c.Stderr = &out, &stderr
+	c.WaitDelay = 5 * time.Second // something inside may hold its ends open
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -50,6 +50,7 @@ type target struct {
 	pid      int    // a process of the host
 	machine  string // the host's boot-unique secret: content no file inside may show
 	hostRoot bool   // --userns host
+	ownInit  bool   // PID 1 is a program of the container's own, not ours
 }
 
 func main() {
@@ -60,7 +61,7 @@ func main() {
 	}
 	tools := map[string]func([]string) error{
 		"attempts": attempts, "descriptors": descriptors, "hog": hog, "frames": frames, "sniff": sniff, "dial": dial,
-		"deep": deep, "flood": flood, "eat": eat, "forks": forks, "starve": starve, "signals": signals, "swell": swell,
+		"deep": deep, "flood": flood, "eat": eat, "forks": forks, "starve": starve, "signals": signals, "swell": swell, "stalk": stalk,
 	}
 	tool := tools[os.Args[1]]
 	if tool == nil {
@@ -88,6 +89,7 @@ func attempts(args []string) error {
 	f.IntVar(&p.to.pid, "pid", 0, "a process of the host")
 	f.StringVar(&p.to.machine, "secret", "", "what no file inside may show")
 	f.BoolVar(&p.to.hostRoot, "host-root", false, "root inside is root outside")
+	f.BoolVar(&p.to.ownInit, "own-init", false, "PID 1 is not ours to protect")
 	if err := f.Parse(args); err != nil {
 		return err
 	}
@@ -97,7 +99,9 @@ func attempts(args []string) error {
 	p.devices()
 	p.kernel()
 	p.namespaces()
-	p.processes()
+	if !p.to.ownInit {
+		p.processes()
+	}
 	p.handles()
 	p.terminal()
 	p.ipc()
