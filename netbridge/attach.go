@@ -11,6 +11,22 @@ import (
 // Attach gives the network namespace an eth0 with an address, a default route and a working lo, and opens the
 // rules for it. The namespace must be fresh: it has no eth0 yet. When it fails, nothing of the attachment is left.
 func (b *Bridge) Attach(ctx context.Context, id string, netns *os.File, o AttachOptions) (*Attachment, error) {
+	a, err := b.Reserve(ctx, id, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.Connect(ctx, a, netns); err != nil {
+		if undo := b.Detach(context.WithoutCancel(ctx), id); undo != nil {
+			err = errors.Join(err, undo)
+		}
+		return nil, err
+	}
+	return a, nil
+}
+
+// Reserve is the part of Attach that needs no namespace yet: an address, the ports, and the rules for them. Connect is
+// the other. Detach takes either back.
+func (b *Bridge) Reserve(ctx context.Context, id string, o AttachOptions) (*Attachment, error) {
 	fail := func(err error) (*Attachment, error) { return nil, fmt.Errorf("attach %s: %w", id, err) }
 	if err := ctx.Err(); err != nil {
 		return fail(err)
@@ -18,13 +34,6 @@ func (b *Bridge) Attach(ctx context.Context, id string, netns *os.File, o Attach
 	ports, err := normalPorts(o.Ports)
 	if err != nil {
 		return fail(err)
-	}
-	own, err := sameNamespace(netns)
-	if err != nil {
-		return fail(err)
-	}
-	if own {
-		return fail(errors.New("that is the host's own network namespace"))
 	}
 	for _, rate := range []uint64{o.NetUp, o.NetDown} {
 		if rate != 0 && rate < minRate {
@@ -35,14 +44,22 @@ func (b *Bridge) Attach(ctx context.Context, id string, netns *os.File, o Attach
 	if err := b.admit(l); err != nil {
 		return fail(err)
 	}
-	a := b.attachment(l)
-	if err := b.connect(ctx, a, netns); err != nil {
-		if undo := b.Detach(context.WithoutCancel(ctx), id); undo != nil {
-			err = errors.Join(err, undo)
-		}
-		return fail(err)
+	return b.attachment(l), nil
+}
+
+// Connect gives a fresh network namespace what was reserved. When it fails, the reservation is still there.
+func (b *Bridge) Connect(ctx context.Context, a *Attachment, netns *os.File) error {
+	own, err := sameNamespace(netns)
+	if err == nil && own {
+		err = errors.New("that is the host's own network namespace")
 	}
-	return a, nil
+	if err == nil {
+		err = b.connect(ctx, a, netns)
+	}
+	if err != nil {
+		return fmt.Errorf("attach %s: %w", a.ID, err)
+	}
+	return nil
 }
 
 // admit records the lease and puts it into the rules.

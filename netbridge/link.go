@@ -133,10 +133,13 @@ func (b *Bridge) connect(ctx context.Context, a *Attachment, ns *os.File) error 
 	if err := in.routes(peer, a.Gateway.AsSlice(), macOf(a.Gateway)); err != nil {
 		return fmt.Errorf("through %s: %w", a.Gateway, err)
 	}
-	return b.settle(ctx, index)
+	if err := b.settle(ctx, index); err != nil {
+		return err
+	}
+	return b.settle(ctx, b.index) // the bridge itself has no carrier, and sends nothing, without a port that has
 }
 
-// settle waits until the bridge's port forwards. A bridge hears of its port's carrier a moment late, from a worker of
+// settle waits until a link, the bridge's port or the bridge, is up for good. A bridge hears of its port's carrier a moment late, from a worker of
 // the kernel's, and drops frames until then: an environment's first datagram would be lost. (To be asked for a link
 // makes Linux 6.8 and later tell the bridge at once, linkwatch_sync_dev.) A port that stays silent for a second fails
 // nothing: it may still come.

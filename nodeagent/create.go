@@ -220,8 +220,12 @@ type builder struct {
 	undo    []func(context.Context) error // in the order done
 	netns   *os.File
 	userns  *os.File
-	root    *os.File   // the mounted disk
-	own     netip.Addr // its address, in bridge mode
+	root    *os.File // the mounted disk
+
+	snapshot *rootfs.Snapshot
+	bridge   *netbridge.Bridge     // in bridge mode
+	place    *netbridge.Attachment // the same
+	main     bool                  // init runs a command as soon as it is started
 }
 
 func (b *builder) close() {
@@ -272,10 +276,7 @@ func (b *builder) build(ctx context.Context) error {
 	if err := b.prepare(ctx); err != nil {
 		return err
 	}
-	if err := b.timed("hosts", func() error { return b.hosts() }); err != nil {
-		return err
-	}
-	if err := b.start(ctx); err != nil {
+	if err := b.join(ctx, b.etc); err != nil {
 		return err
 	}
 	if r.Owner == OwnerForeground && r.Args != nil {
@@ -291,13 +292,13 @@ func (b *builder) build(ctx context.Context) error {
 	b.timings["total"] = time.Since(begin).Microseconds()
 	return b.env.update(func(r *Record) {
 		r.State, r.StartedAt, r.Timings, r.PID = StateRunning, time.Now().UTC(), b.timings, b.env.c.PID()
-		if b.own.IsValid() {
-			r.Address = b.own.String()
+		if own := b.address(); own.IsValid() {
+			r.Address = own.String()
 		}
 	})
 }
 
-// prepare makes what start needs: process, disk and network, side by side as far as they go.
+// prepare makes processes, disk and address, side by side; none of it meets the others yet.
 func (b *builder) prepare(ctx context.Context) error {
 	n, r := b.node, &b.env.rec
 	spec, err := buildSpec(r)
@@ -307,47 +308,60 @@ func (b *builder) prepare(ctx context.Context) error {
 	if err := setIORates(spec.Linux.Resources, r.Limits.IO, n.root); err != nil {
 		return err
 	}
-	var snapshot *rootfs.Snapshot
-	var bridge *netbridge.Bridge
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return b.timed("runtime", func() error { return b.container(gctx, spec) }) })
-	g.Go(func() error {
-		return b.timed("snapshot", func() (err error) {
-			b.onFailure(func(ctx context.Context) error { return n.images.Release(ctx, r.ID) })
-			if snapshot, err = n.images.Prepare(gctx, r.ID, b.o.Image, rootfs.SnapshotOptions{HostUID: r.FirstID, HostGID: r.FirstID, Volatile: true, DiskBytes: r.Limits.DiskBytes}); err != nil {
-				return fmt.Errorf("prepare the disk: %w", err)
-			}
-			return nil
-		})
-	})
+	g.Go(func() error { return b.timed("snapshot", func() error { return b.disk(gctx) }) })
 	if r.Net == NetBridge {
-		g.Go(func() error {
-			return b.timed("bridge", func() (err error) {
-				bridge, err = n.Bridge(gctx)
-				return err
-			})
-		})
+		g.Go(func() error { return b.timed("address", func() error { return b.reserve(gctx) }) })
 	}
-	if err := g.Wait(); err != nil {
-		return err
-	}
-	g, gctx = errgroup.WithContext(ctx)
+	return g.Wait()
+}
+
+// join brings together what prepare made, and lets init build the inside, while the network comes up; the main command, if
+// init is to run one, finds it up. fill writes what the root has to have beforehand.
+func (b *builder) join(ctx context.Context, fill func() error) error {
+	g, gctx := errgroup.WithContext(ctx)
+	connected := make(chan struct{})
 	g.Go(func() error {
-		return b.timed("mount", func() (err error) {
-			// Writable for now: /etc is still to be filled in. hosts makes it read-only if that was asked for.
-			if b.root, err = snapshot.Mount(gctx, b.userns, false); err != nil {
-				return fmt.Errorf("mount the disk: %w", err)
-			}
-			return b.etc()
-		})
+		defer close(connected)
+		return b.timed("network", func() error { return b.network(gctx) })
 	})
 	g.Go(func() error {
-		return b.timed("network", func() (err error) {
-			b.own, err = b.network(gctx, bridge)
+		if err := b.timed("mount", func() error { return b.mount(gctx, fill) }); err != nil {
 			return err
-		})
+		}
+		if b.main {
+			<-connected
+		}
+		return b.timed("start", func() error { return b.start(gctx) })
 	})
 	return g.Wait()
+}
+
+// disk makes the writable layer.
+func (b *builder) disk(ctx context.Context) (err error) {
+	n, r := b.node, &b.env.rec
+	b.onFailure(func(ctx context.Context) error { return n.images.Release(ctx, r.ID) })
+	o := rootfs.SnapshotOptions{HostUID: r.FirstID, HostGID: r.FirstID, Volatile: true, DiskBytes: r.Limits.DiskBytes}
+	if b.snapshot, err = n.images.Prepare(ctx, r.ID, b.o.Image, o); err != nil {
+		return fmt.Errorf("prepare the disk: %w", err)
+	}
+	return nil
+}
+
+// mount puts the root file system together, still nobody's "/".
+func (b *builder) mount(ctx context.Context, fill func() error) (err error) {
+	// Writable for now: /etc is still to be filled in.
+	if b.root, err = b.snapshot.Mount(ctx, b.userns, false); err != nil {
+		return fmt.Errorf("mount the disk: %w", err)
+	}
+	if err := fill(); err != nil {
+		return err
+	}
+	if !b.env.rec.ReadOnly {
+		return nil
+	}
+	return unix.MountSetattr(int(b.root.Fd()), "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
 }
 
 // start lets init build the inside.
@@ -357,9 +371,7 @@ func (b *builder) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := b.timed("start", func() error {
-		return b.env.c.Start(ctx, runtime.StartOptions{Root: b.root, Mounts: mounts})
-	}); err != nil {
+	if err := b.env.c.Start(ctx, runtime.StartOptions{Root: b.root, Mounts: mounts}); err != nil {
 		return fmt.Errorf("start: %w", err)
 	}
 	return nil
@@ -412,7 +424,7 @@ func (b *builder) container(ctx context.Context, spec *specs.Spec) error {
 	n, r := b.node, &b.env.rec
 	o := runtime.CreateOptions{ID: r.ID, Spec: spec, DieWithParent: r.Owner == OwnerForeground}
 	if r.Owner == OwnerDetached && r.Args != nil {
-		o.Main = b.session("")
+		o.Main, b.main = b.session(""), true
 		if !r.TTY {
 			o.Log, o.KeepStdin = &runtime.LogFiles{Path: n.logPath(r.ID)}, b.o.KeepStdin
 		}
@@ -441,51 +453,56 @@ func (b *builder) container(ctx context.Context, spec *specs.Spec) error {
 	return nil
 }
 
-// network gives the environment what its mode says, and returns its address in bridge mode.
-func (b *builder) network(ctx context.Context, bridge *netbridge.Bridge) (netip.Addr, error) {
+// reserve takes an address and what goes with it, in bridge mode.
+func (b *builder) reserve(ctx context.Context) (err error) {
 	r := &b.env.rec
-	switch r.Net {
-	case NetNone:
-		if err := netbridge.Loopback(ctx, b.netns); err != nil {
-			return netip.Addr{}, fmt.Errorf("loopback: %w", err)
-		}
-	case NetBridge:
-		b.onFailure(func(ctx context.Context) error { return bridge.Detach(ctx, r.ID) })
-		a, err := bridge.Attach(ctx, r.ID, b.netns, netbridge.AttachOptions{
-			Ports: r.Ports, Hostname: r.Hostname, NetUp: uint64(r.Limits.NetUpBits), NetDown: uint64(r.Limits.NetDownBits),
-		})
-		if err != nil {
-			return netip.Addr{}, fmt.Errorf("network: %w", err)
-		}
-		return a.IP, nil
+	if b.bridge, err = b.node.Bridge(ctx); err != nil {
+		return err
 	}
-	return netip.Addr{}, nil
+	b.onFailure(func(ctx context.Context) error { return b.bridge.Detach(ctx, r.ID) })
+	if b.place, err = b.bridge.Reserve(ctx, r.ID, netbridge.AttachOptions{
+		Ports: r.Ports, Hostname: r.Hostname, NetUp: uint64(r.Limits.NetUpBits), NetDown: uint64(r.Limits.NetDownBits),
+	}); err != nil {
+		return fmt.Errorf("network: %w", err)
+	}
+	return nil
 }
 
-// etc writes those generated files of /etc that do not depend on the network.
+// network gives the environment what its mode says.
+func (b *builder) network(ctx context.Context) error {
+	switch b.env.rec.Net {
+	case NetNone:
+		if err := netbridge.Loopback(ctx, b.netns); err != nil {
+			return fmt.Errorf("loopback: %w", err)
+		}
+	case NetBridge:
+		if err := b.bridge.Connect(ctx, b.place, b.netns); err != nil {
+			return fmt.Errorf("network: %w", err)
+		}
+	}
+	return nil
+}
+
+// address is the environment's own, in bridge mode; else none.
+func (b *builder) address() (own netip.Addr) {
+	if b.place != nil {
+		own = b.place.IP
+	}
+	return own
+}
+
+// etc writes the generated files of /etc.
 func (b *builder) etc() error {
 	r := &b.env.rec
-	files := map[string][]byte{"hostname": []byte(r.Hostname + "\n")}
+	hosts, err := hosts(r.Hostname, b.address())
+	if err != nil {
+		return err
+	}
+	files := map[string][]byte{"hostname": []byte(r.Hostname + "\n"), "hosts": hosts}
 	if r.Net != NetNone {
 		files["resolv.conf"] = resolvConf(r.Net)
 	}
 	return writeEtc(b.root, files, r.FirstID, r.FirstID)
-}
-
-// hosts writes /etc/hosts, then seals the root if it is to be read-only.
-func (b *builder) hosts() error {
-	r := &b.env.rec
-	body, err := hosts(r.Hostname, b.own)
-	if err != nil {
-		return err
-	}
-	if err := writeEtc(b.root, map[string][]byte{"hosts": body}, r.FirstID, r.FirstID); err != nil {
-		return err
-	}
-	if !r.ReadOnly {
-		return nil
-	}
-	return unix.MountSetattr(int(b.root.Fd()), "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
 }
 
 // mounts opens what is mounted from outside. The returned function closes it all and is never nil.

@@ -333,6 +333,8 @@ func TestSpareIsNoSubstitute(t *testing.T) {
 	for _, k := range p.kinds {
 		for _, s := range k.ready {
 			check(t, unix.Kill(s.c.PID(), unix.SIGKILL))
+			_, err := s.c.Wait(t.Context())
+			check(t, err)
 		}
 	}
 	p.mu.Unlock()

@@ -87,11 +87,10 @@ func (b *builder) spare(ctx context.Context) (*spare, error) {
 	if err := b.prepare(ctx); err != nil {
 		return nil, err
 	}
-	made, err := makeEtc(b.root, map[string][]byte{"hostname": nil, "hosts": nil, "resolv.conf": nil}, r.FirstID, r.FirstID)
-	s.etc = made
-	if err == nil {
-		err = b.start(ctx)
-	}
+	err := b.join(ctx, func() (err error) {
+		s.etc, err = makeEtc(b.root, map[string][]byte{"hostname": nil, "hosts": nil, "resolv.conf": nil}, r.FirstID, r.FirstID)
+		return err
+	})
 	if err == nil {
 		s.rec.Ready = true
 		err = n.saveSpare(&s.rec)
@@ -100,7 +99,7 @@ func (b *builder) spare(ctx context.Context) (*spare, error) {
 		s.close()
 		return nil, err
 	}
-	s.c, s.address = b.env.c, b.own
+	s.c, s.address = b.env.c, b.address()
 	return s, nil
 }
 
