@@ -62,6 +62,12 @@ func prepareProcess(fds []int) {
 				s.giveUp(c, f)
 			}
 		}
+		// Now, not at the end: who created us may be reading what it gave us as 0, 1 and 2 until nobody holds it.
+		for fd := range 3 {
+			if err := unix.Dup3(slave, fd, 0); err != nil {
+				s.giveUp(c, failed("standard descriptors", err))
+			}
+		}
 	}
 	if !x.Now {
 		var oob []byte
@@ -413,12 +419,8 @@ func (s *server) become(p *initproto.Plan, paths []string, slave int) *fault {
 		if err := unix.IoctlSetInt(slave, unix.TIOCSCTTY, 0); err != nil {
 			return failed("controlling terminal", err)
 		}
-		for fd := range 3 {
-			if err := unix.Dup3(slave, fd, 0); err != nil {
-				return failed("standard descriptors", err)
-			}
-		}
 	} else {
+		ownNull()
 		ownStdio(x)
 	}
 	if f := scheduling(x); f != nil {
@@ -559,6 +561,24 @@ func identify(p *initproto.Plan, raw func(uintptr, ...uintptr) syscall.Errno) *f
 		}
 	}
 	return nil
+}
+
+// ownNull opens anew, inside, what is /dev/null among 0, 1 and 2: the host's node has no business here, and containerd hands
+// out one for reading only, to which a program that writes could not.
+func ownNull() {
+	for fd := range 3 {
+		if !isDevice(fd, unix.S_IFCHR, unix.Mkdev(1, 3)) {
+			continue
+		}
+		null, err := openInside(unix.AT_FDCWD, "/dev/null", unix.O_RDWR|unix.O_NONBLOCK, unix.RESOLVE_NO_SYMLINKS)
+		if err != nil {
+			return // a container without one keeps what it was given
+		}
+		if isDevice(null, unix.S_IFCHR, unix.Mkdev(1, 3)) {
+			unix.Dup3(null, fd, 0)
+		}
+		unix.Close(null)
+	}
 }
 
 // ownStdio gives pipes and files on 0, 1 and 2 to a process that is not root, so that it may open /dev/stdout.

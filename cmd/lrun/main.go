@@ -141,18 +141,18 @@ func (a *app) main(args []string) error {
 	if err != nil {
 		return err
 	}
-	if manager, given := f.given["cgroup-manager"]; systemd || given && manager != "cgroupfs" {
-		return errors.New("cgroups through systemd are not supported: leave out --systemd-cgroup and give an ordinary cgroupsPath")
-	}
-	if rootless == "true" {
-		return errors.New("--rootless is not supported: lrun runs as root (a bundle may still ask for a user namespace)")
-	}
-	switch format {
+	switch format { // first, since what follows may go to the log
 	case "json":
 		a.logJSON = true
 	case "text":
 	default:
 		return fmt.Errorf("--log-format %q is not text or json", format)
+	}
+	if manager, given := f.given["cgroup-manager"]; systemd || given && manager != "cgroupfs" {
+		return errors.New("cgroups through systemd are not supported: leave out --systemd-cgroup and give an ordinary cgroupsPath")
+	}
+	if rootless == "true" {
+		return errors.New("--rootless is not supported: lrun runs as root (a bundle may still ask for a user namespace)")
 	}
 	switch {
 	case version:
