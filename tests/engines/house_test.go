@@ -30,7 +30,7 @@ const (
 // tools are what the tests call, by package.
 var tools = map[string]string{
 	"podman": "podman", "conmon": "conmon", "containerd": "containerd", "ctr": "containerd", "containerd-shim-runc-v2": "containerd",
-	"busybox": "busybox-static", "iptables": "iptables", "mkfs.ext4": "e2fsprogs",
+	"busybox": "busybox-static", "iptables": "iptables", "mkfs.ext4": "e2fsprogs", "tini-static": "tini",
 }
 
 func TestMain(m *testing.M) {

@@ -24,18 +24,18 @@ func withImage(t *testing.T) {
 	podman(t, "load", "-i", inHouse("box.tar")).ok(t)
 	t.Cleanup(func() {
 		podman(t, "rm", "-fa", "-t", "0").ok(t)
-		nothingLeft(t, "/run/lrun", "libpod-")
+		nothingLeft(t, "/run/lrun", "/libpod-")
 	})
 }
 
-// nothingLeft complains of containers in lrun's state directory and of cgroups of that name.
-func nothingLeft(t *testing.T, state, prefix string) {
+// nothingLeft complains of containers in lrun's state directory and of cgroups whose path holds that.
+func nothingLeft(t *testing.T, state, part string) {
 	t.Helper()
 	if left := run(t, "", lrun(), "--root", state, "list", "-q").ok(t); left != "" {
 		t.Errorf("lrun still has %s", left)
 	}
 	filepath.WalkDir("/sys/fs/cgroup", func(path string, d os.DirEntry, err error) error {
-		if err == nil && d.IsDir() && strings.HasPrefix(d.Name(), prefix) && !strings.HasPrefix(d.Name(), prefix+"conmon") {
+		if err == nil && d.IsDir() && strings.Contains(path, part) {
 			t.Errorf("cgroup %s is left", path)
 		}
 		return nil
@@ -303,12 +303,9 @@ CMD echo $GREETING from $(pwd) as $(id -u): $(cat /etc/built)
 	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(dockerfile), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	for _, isolation := range []string{"oci", "chroot"} { // chroot has no runtime; it is there to compare with
-		podman(t, "build", "--isolation", isolation, "--no-cache", "-t", "localhost/built:"+isolation, dir).says(t, `^0$`, `^hello as 1234$`).ok(t)
-		got := podman(t, "run", "--rm", "localhost/built:"+isolation).ok(t)
-		if got != "hello from /srv/work as 1234: built" {
-			t.Errorf("%s: what was built says %q", isolation, got)
-		}
+	podman(t, "build", "--isolation", "oci", "-t", "localhost/built", dir).says(t, `^0$`, `^hello as 1234$`).ok(t)
+	if got := podman(t, "run", "--rm", "localhost/built").ok(t); got != "hello from /srv/work as 1234: built" {
+		t.Errorf("what was built says %q", got)
 	}
 	failing := filepath.Join(dir, "Failing")
 	os.WriteFile(failing, []byte("FROM "+image+"\nRUN exit 6\n"), 0o644)
