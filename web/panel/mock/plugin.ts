@@ -205,12 +205,12 @@ class Mock {
     if (what === 'GET config') return this.json(res, 200, { registration: true, requireCode: this.requireCode, version: '0.1.0', sshAddr: '127.0.0.1:8022', maxEnvironments: 3 });
     if (parts[0] === 'auth') {
       if (second === 'login') {
-        if (this.passwords.get(body.username) !== body.password) return this.fail(res, 401, 'bad_credentials', 'The username or the password is wrong', 'Check both; passwords are case-sensitive.');
+        if (this.passwords.get(body.username) !== body.password) return this.fail(res, 401, 'wrong_credentials', 'The username or the password is wrong', 'Check both; passwords are case-sensitive.');
         return this.session(res, body.username, 200);
       }
       if (second === 'register') {
         if (this.passwords.has(body.username)) return this.fail(res, 409, 'username_taken', `The username ${body.username} is taken`, 'Choose another one, or sign in if it is yours.');
-        if (this.requireCode && body.code !== '123456') return this.fail(res, 400, 'bad_code', 'That code is wrong or too old', 'Ask for a new one; codes last ten minutes.');
+        if (this.requireCode && body.code !== '123456') return this.fail(res, 400, 'code_invalid', 'That code is wrong or too old', 'Ask for a new one; codes last ten minutes.');
         this.users.push({ id: this.users.length + 1, username: body.username, email: body.email, admin: false, createdAt: new Date().toISOString() });
         this.passwords.set(body.username, body.password);
         return this.session(res, body.username, 201);
@@ -223,7 +223,7 @@ class Mock {
       if (second === 'refresh') {
         const token = /learnos_refresh=([^;]+)/.exec(req.headers.cookie ?? '')?.[1] ?? '';
         const user = this.refresh.get(token);
-        if (!user) return this.fail(res, 401, 'bad_refresh', 'The sign-in has ended', 'Sign in again.');
+        if (!user) return this.fail(res, 401, 'refresh_invalid', 'The sign-in has ended', 'Sign in again.');
         this.refresh.delete(token);
         return this.session(res, user, 200);
       }
@@ -256,7 +256,7 @@ class Mock {
       case 'POST environments':
         if (!second) {
           const live = [...this.envs.values()].filter((e) => e.owner === user && !['deleted', 'overstep', 'failed'].includes(e.row.state));
-          if (live.length >= 3) return this.fail(res, 409, 'too_many_environments', 'You already have 3 environments, the most this server allows', 'Delete one you no longer need, then start this one again.');
+          if (live.length >= 3) return this.fail(res, 409, 'allowance', 'You already have 3 environments, the most this server allows', 'Delete one you no longer need, then start this one again.');
           const img = images.find((i) => i.name === body.image);
           if (!img) return this.fail(res, 404, 'no_such_image', `There is no image ${body.image}`, 'Choose one from the list.');
           const id = `e${Math.random().toString(36).slice(2, 12)}${Math.random().toString(36).slice(2, 12)}`;
@@ -281,7 +281,7 @@ class Mock {
         if (third === 'sessions') { env.shells.get(fourth ?? '')?.end_(129); env.shells.delete(fourth ?? ''); return this.json(res, 204); }
         this.json(res, 202, env.row);
         this.set(env, { state: 'stopping' });
-        setTimeout(() => { for (const shell of env.shells.values()) shell.end_(137); this.set(env, { state: 'deleted', reason: 'deleted by you', endedAt: new Date().toISOString() }); }, 600);
+        setTimeout(() => { for (const shell of env.shells.values()) shell.end_(137); this.set(env, { state: 'deleted', reason: 'deleted by its owner', reasonCode: 'deleted_by_owner', reasonValues: {}, endedAt: new Date().toISOString() }); }, 600);
         return;
       }
     }

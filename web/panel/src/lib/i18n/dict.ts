@@ -179,7 +179,7 @@ export const dict = {
   'envs.started': { en: 'Started', zh: '开始' },
   'envs.lasted': { en: 'Lasted', zh: '持续' },
   'envs.reason': { en: 'Reason', zh: '原因' },
-  'envs.idle': { en: 'Ends after {d} without a terminal', zh: '无终端连接 {d} 后结束' },
+  'envs.idle': { en: 'Ends after {d} without a terminal', zh: '无终端连接 {d}后结束' },
 
   // terminal
   'term.tabs': { en: 'Terminals', zh: '终端' },
