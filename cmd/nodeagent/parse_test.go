@@ -79,12 +79,15 @@ func TestPlainKeepsTenantsFromSteeringTerminals(t *testing.T) {
 }
 
 func FuzzParse(f *testing.F) {
-	for _, s := range []string{"64m", "127.0.0.1:80:80/udp", "/a:/b:ro", "0-2,5", "SIGTERM"} {
+	for _, s := range []string{"64m", "1.5gbit/s", "127.0.0.1:80:80/udp", "/a:/b:ro", "0-2,5", "SIGTERM"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
 		if n, err := parseSize(s); err == nil && n < 0 {
 			t.Errorf("size %q is %d", s, n)
+		}
+		if n, err := parseRate(s); err == nil && (n < minRate || n > maxRate) {
+			t.Errorf("rate %q is %d", s, n)
 		}
 		if p, err := parsePort(s); err == nil && (p.HostPort == 0 || p.Port == 0) {
 			t.Errorf("port %q is %+v", s, p)

@@ -210,6 +210,36 @@ func TestProbeResources(t *testing.T) {
 			t.Logf("status %d: %s%s", r.code, r.out, r.err)
 		})
 	}
+	t.Run("disk", func(t *testing.T) {
+		// What is written inside ends at --disk, in bytes and in files, and the node loses no more than that by it.
+		var before, after unix.Statfs_t
+		if err := unix.Statfs(root, &before); err != nil {
+			t.Fatal(err)
+		}
+		id := machine(t, "--disk", "64m")
+		out := must(t, "exec", id, "/inside", "eat", "512", "/")
+		if mib, err := strconv.Atoi(strings.Fields(out + " x")[0]); err != nil || mib > 64 || !strings.Contains(out, "no space left") && !strings.Contains(out, "quota") {
+			t.Errorf("512 MiB onto a disk of 64: %q", out)
+		}
+		must(t, "exec", id, "rm", "/eaten")
+		out = must(t, "exec", id, "/inside", "files", "/tmp", "1000000")
+		if n, err := strconv.Atoi(strings.Fields(out + " x")[0]); err != nil || n > 64<<20/1024 {
+			t.Errorf("a million files onto a disk of 64 MiB: %q", out)
+		}
+		must(t, "exec", id, "sh", "-c", "rm -rf /tmp/[0-9]* 2>/dev/null; true")
+		if out := must(t, "exec", id, "/inside", "leave", "/left"); out != "" {
+			t.Errorf("a file past the limit: %s", out)
+		}
+		if out := must(t, "exec", id, "echo", "alive"); out != "alive" {
+			t.Errorf("with a full disk: %q", out)
+		}
+		if err := unix.Statfs(root, &after); err != nil {
+			t.Fatal(err)
+		}
+		if lost := (int64(before.Bavail) - int64(after.Bavail)) * before.Bsize >> 20; lost > 512 { // others write meanwhile
+			t.Errorf("the node lost %d MiB of its disk to an environment of 64", lost)
+		}
+	})
 	t.Run("processes", func(t *testing.T) {
 		r := try(t, append(append([]string{"run", "--rm", "--pids", "64"}, volume()...), "busybox", "/inside", "forks")...)
 		n, err := strconv.Atoi(strings.Fields(r.out + " x")[0])

@@ -320,3 +320,11 @@ func FuzzUnpack(f *testing.F) {
 		})
 	})
 }
+
+// A bomb that keeps within MaxBytes must not fill the machine: what is free counts, not what the layer says.
+func TestUnpackLeavesRoomOnTheDisk(t *testing.T) {
+	_, _, err := unpack(t, build(t, file("a", "12345")), Options{SpareBytes: 1 << 60})
+	if !errors.Is(err, unix.ENOSPC) || errors.Is(err, ErrLayer) || !strings.Contains(err.Error(), "does not fit") {
+		t.Errorf("%v: want ENOSPC, and words", err)
+	}
+}

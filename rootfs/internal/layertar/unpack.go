@@ -37,6 +37,9 @@ type Options struct {
 	MaxBytes   int64 // sum of file sizes, also of the holes in sparse files; default 64 GiB
 	MaxEntries int64 // default 2,000,000
 	MaxDepth   int   // path components; default 255
+	// SpareBytes is what the file system must keep free while a layer is unpacked, whatever the layer says of its size;
+	// default the lesser of a twentieth of the file system and 1 GiB.
+	SpareBytes int64
 	// AbsoluteNames takes "/a/b" as "a/b" instead of refusing it.
 	AbsoluteNames bool
 }
@@ -94,6 +97,32 @@ type unpacker struct {
 	hiding   map[string]struct{}  // directories with whiteouts
 	times    map[string]time.Time // of directories: set last, for making files changes them
 	buf      []byte
+	written  int64 // since the last look at what is free
+}
+
+// roomEvery is how much is written, in bytes, between looks at what is free; an entry counts for one block.
+const roomEvery = 16 << 20
+
+// room refuses to go on where the layer would fill the machine's disk.
+func (u *unpacker) room(more int64) error {
+	u.written += more
+	if u.written < roomEvery {
+		return nil
+	}
+	u.written = 0
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(u.root, &st); err != nil {
+		return fmt.Errorf("look at what is free: %w", err)
+	}
+	spare := u.o.SpareBytes
+	if spare == 0 {
+		spare = min(int64(st.Blocks)*st.Bsize/20, 1<<30)
+	}
+	if free := int64(st.Bavail) * st.Bsize; free < spare || st.Files > 0 && st.Ffree < st.Files/100 {
+		return fmt.Errorf("the image does not fit: %d MiB and %d files are free on the node's disk, of which %d MiB and %d files must stay so: %w",
+			free>>20, st.Ffree, spare>>20, st.Files/100, unix.ENOSPC)
+	}
+	return nil
 }
 
 // Unpack writes the layer that r streams into the empty directory root, which must be on a file system that
@@ -102,7 +131,7 @@ func Unpack(ctx context.Context, root *os.File, r io.Reader, o Options) (Result,
 	u := &unpacker{
 		ctx: ctx, root: int(root.Fd()), o: o.withDefaults(),
 		dirs: map[string]int{}, implicit: map[string]struct{}{}, hiding: map[string]struct{}{}, times: map[string]time.Time{},
-		buf: make([]byte, copyBuffer),
+		buf: make([]byte, copyBuffer), written: roomEvery,
 	}
 	defer u.closeDirs()
 	u.implicit["."] = struct{}{}
@@ -126,6 +155,9 @@ func Unpack(ctx context.Context, root *os.File, r io.Reader, o Options) (Result,
 		}
 		if u.stale || len(u.dirs) > maxOpen {
 			u.closeDirs()
+		}
+		if err := u.room(4096); err != nil {
+			return Result{}, err
 		}
 		if err := u.entry(hdr, tr); err != nil {
 			return Result{}, err
@@ -483,6 +515,9 @@ func (u *unpacker) write(fd int, size int64, r io.Reader) error {
 				}
 				w += k
 				off += int64(k)
+			}
+			if err := u.room(int64(end)); err != nil {
+				return err
 			}
 			b = b[end:]
 		}

@@ -54,7 +54,7 @@ var writables = []string{
 	"/sys/fs/cgroup/pids/pids.max", "/sys/fs/cgroup/pids/cgroup.procs", "/sys/fs/cgroup/unified/cgroup.procs",
 	"/sys/fs/cgroup/unified/cgroup.kill", "/sys/fs/cgroup/freezer/freezer.state", "/sys/fs/cgroup/memory/release_agent",
 	"/sys/fs/cgroup/memory/notify_on_release", "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/cgroup.procs", "/proc/mtrr",
-	"/proc/sys/kernel/ns_last_pid", "/proc/fs/xfs/stat", "/proc/driver/rtc",
+	"/proc/sys/kernel/ns_last_pid", "/proc/fs/xfs/stat",
 }
 
 func (p *prober) files() {

@@ -61,7 +61,7 @@ func main() {
 	}
 	tools := map[string]func([]string) error{
 		"attempts": attempts, "descriptors": descriptors, "hog": hog, "frames": frames, "sniff": sniff, "dial": dial,
-		"deep": deep, "flood": flood, "eat": eat, "forks": forks, "starve": starve, "signals": signals, "swell": swell, "stalk": stalk,
+		"deep": deep, "flood": flood, "eat": eat, "forks": forks, "starve": starve, "signals": signals, "swell": swell, "stalk": stalk, "files": files, "leave": leave,
 	}
 	tool := tools[os.Args[1]]
 	if tool == nil {

@@ -286,6 +286,45 @@ func eat(args []string) error {
 	return nil
 }
 
+// files makes empty files in a directory, at most that many, and says how many it could.
+func files(args []string) error {
+	most, err := strconv.Atoi(args[1])
+	if err != nil {
+		return err
+	}
+	n := 0
+	for ; n < most; n++ {
+		var fd int
+		if fd, err = unix.Open(args[0]+"/"+strconv.Itoa(n), unix.O_CREAT|unix.O_WRONLY|unix.O_CLOEXEC, 0o644); err != nil {
+			break
+		}
+		unix.Close(fd)
+	}
+	fmt.Println(n, err)
+	return nil
+}
+
+// leave tries to move a file out of the project whose quota bounds it (FS_IOC_FSSETXATTR), and to take more than is its own
+// by marks that a file system may heed (FS_IOC_SETFLAGS, fallocate beyond the end).
+func leave(args []string) error {
+	fd, err := unix.Open(args[0], unix.O_CREAT|unix.O_RDWR|unix.O_CLOEXEC, 0o644)
+	if err != nil {
+		return err
+	}
+	var attr [28]byte
+	const get, set = 0x801c581f, 0x401c5820
+	if err := call(unix.SYS_IOCTL, uintptr(fd), get, uintptr(unsafe.Pointer(&attr))); err == nil {
+		attr[12]++ // fsx_projid
+		if err := call(unix.SYS_IOCTL, uintptr(fd), set, uintptr(unsafe.Pointer(&attr))); err == nil {
+			fmt.Println("left the project")
+		}
+	}
+	if err := unix.Fallocate(fd, unix.FALLOC_FL_KEEP_SIZE, 0, 1<<30); err == nil {
+		fmt.Println("allocated a GiB")
+	}
+	return nil
+}
+
 // forks makes processes that wait until it ends, as many as it may, and says how many.
 func forks([]string) error {
 	var children []int
