@@ -32,6 +32,10 @@ func prepareProcess(fds []int) {
 	}
 	c := &conn{fd: fds[0]}
 	request := await(c)
+	if request != nil && request.Kind == initproto.Enter {
+		s.enter(c)
+		request = await(c)
+	}
 	if request == nil || request.Kind != initproto.Setup || request.Plan == nil || request.Plan.Process == nil ||
 		int(request.Plan.FDs) != len(c.fds) {
 		s.giveUp(c, invalid("the plan and its descriptors don't match"))
@@ -89,6 +93,25 @@ func prepareProcess(fds []int) {
 		c = s.awaitBegin(c)
 	}
 	s.giveUp(c, s.become(p, paths, slave))
+}
+
+// enter moves us into the cgroups whose tasks files have come. Only this thread goes, the one that the kernel keeps at the
+// exec: what moves itself alone spares the kernel the lock under which it would wait out every fork and exit of the machine.
+func (s *server) enter(c *conn) {
+	for _, fd := range c.fds {
+		if _, err := unix.Write(fd, []byte{'0'}); err != nil {
+			s.giveUp(c, failed("enter the cgroups", err))
+		}
+	}
+	closeAll(c.fds)
+	c.fds = nil
+	b, err := (&initproto.Reply{Phase: initproto.Waiting}).Encode()
+	if err == nil {
+		err = unix.Send(c.fd, b, unix.MSG_NOSIGNAL)
+	}
+	if err != nil {
+		exit(125)
+	}
 }
 
 // giveUp reports a fault to whoever waits for us, and ends.

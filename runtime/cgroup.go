@@ -108,6 +108,7 @@ type cgroup struct {
 	below map[string]string
 	// every has the group on all hierarchies, those that limit nothing too.
 	every bool
+	made  bool // createFresh has made at least one
 }
 
 func (g *cgroup) base(h *hierarchy) string { return filepath.Join(h.dir, g.below[h.dir]) }
@@ -262,33 +263,39 @@ func readFile(path string) ([]byte, error) {
 	}
 }
 
-// entrances opens what a new process needs to enter: for each v1 hierarchy the file to which it writes "0", meaning
-// itself, and the cgroup2 directory to be born into (-1 without one).
+// birthplace opens the cgroup2 directory that a new process is born into; nil where there is no cgroup2.
+func (g *cgroup) birthplace() (*os.File, error) {
+	if g.hs.unified == nil {
+		return nil, nil
+	}
+	dir := g.dir(g.hs.unified)
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: dir, Err: err}
+	}
+	return os.NewFile(uintptr(fd), dir), nil
+}
+
+// tasks opens, for each v1 hierarchy, the file to which a new process writes "0", meaning itself.
 //
 // A task that moves itself spares the kernel the lock under which it would wait out every fork and exit of the machine.
-func (g *cgroup) entrances() (tasks []*os.File, v2 *os.File, err error) {
+func (g *cgroup) tasks() (tasks []*os.File, err error) {
 	for _, h := range g.hs.all {
-		dir := g.dir(h)
 		if h.v2 {
-			fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-			if err != nil {
-				closeFiles(tasks)
-				return nil, nil, &os.PathError{Op: "open", Path: dir, Err: err}
-			}
-			v2 = os.NewFile(uintptr(fd), dir)
 			continue
 		}
-		fd, err := unix.Open(filepath.Join(dir, "tasks"), unix.O_WRONLY|unix.O_CLOEXEC, 0)
+		file := filepath.Join(g.dir(h), "tasks")
+		fd, err := unix.Open(file, unix.O_WRONLY|unix.O_CLOEXEC, 0)
 		if err == unix.ENOENT {
 			continue
 		}
 		if err != nil {
-			closeFiles(append(tasks, v2))
-			return nil, nil, &os.PathError{Op: "open", Path: filepath.Join(dir, "tasks"), Err: err}
+			closeFiles(tasks)
+			return nil, &os.PathError{Op: "open", Path: file, Err: err}
 		}
-		tasks = append(tasks, os.NewFile(uintptr(fd), filepath.Join(dir, "tasks")))
+		tasks = append(tasks, os.NewFile(uintptr(fd), file))
 	}
-	return tasks, v2, nil
+	return tasks, nil
 }
 
 func closeFiles(files []*os.File) {

@@ -238,6 +238,7 @@ type birth struct {
 	// For an init that becomes the user's process: it keeps our standard descriptors and this many after them.
 	becomes  bool
 	preserve int
+	enters   bool // it enters the v1 cgroups by itself, before anything else
 }
 
 func (b *birth) close() { closeFiles(b.files) }
@@ -273,13 +274,13 @@ func (b *birth) open() (err error) {
 	if b.null, err = b.own(os.OpenFile("/dev/null", os.O_RDWR, 0)); err != nil {
 		return err
 	}
-	if b.tasks, b.v2, err = b.group.entrances(); err != nil {
+	if b.v2, err = b.own(b.group.birthplace()); err != nil {
+		return err
+	}
+	if b.tasks, err = b.group.tasks(); err != nil {
 		return err
 	}
 	b.files = append(b.files, b.tasks...)
-	if b.v2 != nil {
-		b.files = append(b.files, b.v2)
-	}
 	for _, j := range b.ns.join {
 		f, err := b.own(os.Open(j.path))
 		if err != nil {
@@ -315,6 +316,9 @@ func (b *birth) steps() *rawfork.Program {
 		// The mark is copied with the memory at the fork below, and wiped by the exec.
 		p.Add("undumpable", rawfork.Must, unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
 	}
+	if flags := b.ownFlags(); flags != 0 {
+		p.Add("namespaces", rawfork.Must, unix.SYS_UNSHARE, flags)
+	}
 	var clocks []int // a time namespace is joined by a process that shares its memory with none, as this one does with us
 	for i, j := range b.ns.join {
 		if j.flag == unix.CLONE_NEWTIME {
@@ -337,7 +341,9 @@ func (b *birth) steps() *rawfork.Program {
 		p.Add("time namespace", rawfork.Must, unix.SYS_UNSHARE, unix.CLONE_NEWTIME)
 		p.Add("report the time namespace", rawfork.Must, unix.SYS_WRITE, fdOf(b.sync[1]), zero, 1)
 	}
-	p.Add("go-ahead", rawfork.Byte, unix.SYS_READ, fdOf(b.sync[1]), one, 1)
+	if b.waits() {
+		p.Add("go-ahead", rawfork.Byte, unix.SYS_READ, fdOf(b.sync[1]), one, 1)
+	}
 	if userNS || b.ns.makes(unix.CLONE_NEWUSER) {
 		p.Add("setgid", rawfork.Must, unix.SYS_SETRESGID, 0, 0, 0)
 		p.Add("setuid", rawfork.Must, unix.SYS_SETRESUID, 0, 0, 0)
@@ -420,7 +426,22 @@ func (b *birth) dropBounding(p *rawfork.Program) {
 
 // cloneFlags are the namespaces that come with the clone. The cgroup namespace is init's own to make, once it is in its
 // cgroups: what it sees as their root is where it is then.
-func (b *birth) cloneFlags() uintptr { return b.ns.flags &^ unix.CLONE_NEWCGROUP }
+func (b *birth) cloneFlags() uintptr { return b.ns.flags &^ unix.CLONE_NEWCGROUP &^ b.ownFlags() }
+
+// ownFlags are the namespaces that the child makes itself, since that takes the kernel a while, in which we go on. Not where
+// somebody may ask for them as soon as there is a child, and not where it joins others: then it forks once more, and all
+// come with that.
+func (b *birth) ownFlags() uintptr {
+	if !b.becomes || len(b.ns.join) > 0 {
+		return 0
+	}
+	return b.ns.flags & (unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWNET)
+}
+
+// waits says that the child may not go on to its exec before we have prepared it.
+func (b *birth) waits() bool {
+	return !b.becomes || b.ns.time || b.plan.UserNS
+}
 
 // bear forks, prepares the child from outside, records it, and lets it go on.
 func (b *birth) bear(c *Container) (err error) {

@@ -73,12 +73,14 @@ type OCIProcess struct {
 	// Warnings say what was left out of the configuration because the specification wants it so.
 	Warnings []string
 
-	pidfd int
-	conn  *os.File
-	owner *Container // for the mounts' id mappings
-	plan  *plan
-	group *cgroup
-	pids  *specs.LinuxPids
+	pidfd    int
+	conn     *os.File
+	owner    *Container // for the mounts' id mappings
+	plan     *plan
+	group    *cgroup
+	pids     *specs.LinuxPids
+	process  *rawfork.Process // until we know of init's exec
+	entering bool             // init has been sent to its cgroups, and has not answered
 }
 
 // allowedDevices may always be used: config-linux, "Default Devices", and making any node at all.
@@ -104,7 +106,7 @@ func allowedDevices() (rules []specs.LinuxDeviceCgroup) {
 }
 
 // Create makes the cgroup with its limits and a process in the namespaces asked for, which then waits for Setup.
-// On an error nothing is left.
+// On an error nothing is left. Setup or Abort must be called by the same goroutine, which stays on its thread until then.
 func (m *OCI) Create(o OCIOptions) (p *OCIProcess, err error) {
 	group, err := m.place(o.Spec, o.ID)
 	if err != nil {
@@ -119,28 +121,29 @@ func (m *OCI) Create(o OCIOptions) (p *OCIProcess, err error) {
 	if err != nil {
 		return nil, err
 	}
-	made, err := group.createFresh(optionalControllers(o.Spec.Linux.Resources))
-	if err != nil {
-		return nil, err
-	}
-	defer func() {
-		if err != nil && made {
-			group.kill()
-			group.remove()
-		}
-	}()
-	resources := specs.LinuxResources{}
-	if r := o.Spec.Linux.Resources; r != nil {
-		resources = *r
-	}
-	pids := resources.Pids
-	resources.Pids = nil // init has more threads than the process may be allowed
-	resources.Devices = append(append([]specs.LinuxDeviceCgroup{{Type: "a", Access: "rwm"}}, resources.Devices...), allowedDevices()...)
-	if err := group.apply(&resources, false); err != nil {
-		return nil, err
-	}
 	b := &birth{o: co, ns: ns, plan: plan, group: group, image: image, becomes: true, preserve: o.Preserve}
 	defer b.close()
+	defer func() {
+		if err != nil {
+			if p != nil {
+				if why := p.reap(); why != nil {
+					err = why
+				}
+				p.Close()
+				p = nil
+			}
+			if group.made {
+				group.kill()
+				group.remove()
+			}
+		}
+	}()
+	// init takes its time to come up, of which we make use: it is born into its cgroup2, and enters the others, of which
+	// each costs a while to make, before it does anything else.
+	optional := optionalControllers(o.Spec.Linux.Resources)
+	if err := group.createFresh(optional, true); err != nil {
+		return nil, err
+	}
 	conn, err := b.connect()
 	if err != nil {
 		return nil, err
@@ -156,14 +159,40 @@ func (m *OCI) Create(o OCIOptions) (p *OCIProcess, err error) {
 		}
 		b.keep = append(b.keep, listener)
 	}
-	p = &OCIProcess{conn: conn, plan: plan, group: group, pids: pids,
+	resources := specs.LinuxResources{}
+	if r := o.Spec.Linux.Resources; r != nil {
+		resources = *r
+	}
+	x := &OCIProcess{conn: conn, plan: plan, group: group, pids: resources.Pids,
 		Group: OCIGroup{group.path, group.below}, Warnings: plan.warnings}
-	if err := b.beget(p); err != nil {
+	if err := b.beget(x); err != nil {
 		conn.Close()
 		return nil, err
 	}
+	p = x
 	p.owner = &Container{id: o.ID, options: co, state: &state{PID: p.PID}, pidfd: os.NewFile(uintptr(p.pidfd), "pidfd")}
-	return p, nil
+	if err := group.createFresh(optional, false); err != nil {
+		return p, err
+	}
+	resources.Pids = nil // init has more threads than the process may be allowed
+	resources.Devices = append(append([]specs.LinuxDeviceCgroup{{Type: "a", Access: "rwm"}}, resources.Devices...), allowedDevices()...)
+	if err := group.apply(&resources, false); err != nil {
+		return p, err
+	}
+	tasks, err := group.tasks()
+	if err != nil {
+		return p, err
+	}
+	defer closeFiles(tasks)
+	if len(tasks) == 0 {
+		return p, nil
+	}
+	var fds []int
+	for _, f := range tasks {
+		fds = append(fds, int(f.Fd()))
+	}
+	p.entering = true
+	return p, p.tell(&initproto.Request{Kind: initproto.Enter}, fds)
 }
 
 // place says where the container's cgroup is to be: an absolute cgroupsPath counts from the hierarchy's root, a relative
@@ -211,27 +240,26 @@ func (m *OCI) place(spec *specs.Spec, id string) (*cgroup, error) {
 	return g, nil
 }
 
-// createFresh makes the group's directories, or takes those that are there if nobody is in them. made says that at least
-// one was made.
-func (g *cgroup) createFresh(optional map[string]bool) (made bool, err error) {
+// createFresh makes the group's directories on cgroup v2 or on v1, or takes those that are there if nobody is in them.
+func (g *cgroup) createFresh(optional map[string]bool, v2 bool) error {
 	for _, h := range g.hs.all {
+		if h.v2 != v2 {
+			continue
+		}
 		dir := g.dir(h)
 		if procs, err := readFile(filepath.Join(dir, "cgroup.procs")); err == nil {
 			if len(procs) > 0 {
-				return made, fmt.Errorf("cgroup %s has processes in it already", dir)
+				return fmt.Errorf("cgroup %s has processes in it already", dir)
 			}
 			continue
 		}
 		one := &cgroup{hs: &hierarchies{all: []*hierarchy{h}, control: g.hs.control, unified: g.hs.unified}, path: g.path, below: g.below, every: true}
 		if err := one.create(optional); err != nil {
-			if made {
-				g.remove()
-			}
-			return false, err
+			return err
 		}
-		made = true
+		g.made = true
 	}
-	return made, nil
+	return nil
 }
 
 // check refuses what can't be done and translates the rest.
@@ -460,11 +488,11 @@ func (b *birth) connect() (ours *os.File, err error) {
 	theirs, _ := b.own(os.NewFile(uintptr(pair[1]), "init"), nil)
 	b.keep = []*os.File{theirs}
 	ours = os.NewFile(uintptr(pair[0]), "init")
-	if b.tasks, b.v2, err = b.group.entrances(); err == nil {
+	if b.v2, err = b.own(b.group.birthplace()); err == nil && b.enters {
+		b.tasks, err = b.group.tasks()
 		b.files = append(b.files, b.tasks...)
-		if b.v2 != nil {
-			b.files = append(b.files, b.v2)
-		}
+	}
+	if err == nil {
 		for _, j := range b.ns.join {
 			var f *os.File
 			if f, err = b.own(os.Open(j.path)); err != nil {
@@ -509,23 +537,27 @@ func (b *birth) beget(x *OCIProcess) (err error) {
 	if b.v2 != nil {
 		cgroup = int(b.v2.Fd())
 	}
-	goruntime.LockOSThread() // whose death would be the child's
-	defer goruntime.UnlockOSThread()
+	goruntime.LockOSThread() // until its exec: the thread's death would be the child's
 	p, err := rawfork.Start(b.steps(), flags, cgroup)
 	if err != nil {
+		goruntime.UnlockOSThread()
 		return err
 	}
 	goruntime.KeepAlive(b)
 	b.sync[1].Close()
 	if len(b.joins) > 0 {
 		if err := p.Forked(); err != nil {
+			goruntime.UnlockOSThread()
 			return err
 		}
 	}
-	waited := false
+	x.PID, x.pidfd, x.process = p.PID, p.PIDFD, p
 	defer func() {
-		if err != nil && !waited {
-			p.Abort()
+		if err != nil {
+			if why := x.reap(); why != nil {
+				err = why
+			}
+			unix.Close(x.pidfd)
 		}
 	}()
 	if err := b.prepare(p); err != nil {
@@ -545,15 +577,35 @@ func (b *birth) beget(x *OCIProcess) (err error) {
 	if x.Start, err = startTime(p.PID); err != nil {
 		return err
 	}
-	x.PID, x.pidfd = p.PID, p.PIDFD
-	_, goAhead := b.sync[0].Write([]byte{1})
-	waited = true
-	if err := p.Wait(); err != nil { // why it ended before its exec
-		unix.Wait4(p.PID, nil, 0, nil)
-		unix.Close(p.PIDFD)
-		return err
+	if b.waits() {
+		if _, err := b.sync[0].Write([]byte{1}); err != nil {
+			return fmt.Errorf("the container's init ended before it began: %w", err)
+		}
 	}
-	return goAhead
+	return nil
+}
+
+// executed returns how init's exec went, once.
+func (p *OCIProcess) executed() error {
+	if p.process == nil {
+		return nil
+	}
+	err := p.process.Wait()
+	p.process = nil
+	goruntime.UnlockOSThread()
+	return err
+}
+
+// Await returns when the process is in its namespaces and cgroups, which is what hooks of the runtime's own namespaces
+// expect. Setup does without.
+func (p *OCIProcess) Await() error {
+	if !p.entering {
+		return p.executed()
+	}
+	p.entering = false
+	files, err := p.answer(false)
+	closeFiles(files)
+	return err
 }
 
 // Setup builds the container. With a terminal its master is returned, the caller's to close.
@@ -568,8 +620,17 @@ func (p *OCIProcess) Setup() (terminal *os.File, err error) {
 		}
 	}
 	p.plan.FDs = uint16(len(fds))
-	if err := p.tell(&initproto.Request{Kind: initproto.Setup, Plan: &p.plan.Plan}, fds); err != nil {
-		return nil, err
+	told := p.tell(&initproto.Request{Kind: initproto.Setup, Plan: &p.plan.Plan}, fds)
+	if p.entering {
+		if err := p.Await(); err != nil {
+			return nil, err
+		}
+	}
+	if told != nil {
+		if err := p.executed(); err != nil {
+			return nil, err
+		}
+		return nil, told
 	}
 	if p.plan.Process.Now {
 		return nil, p.begun()
@@ -640,7 +701,11 @@ func (p *OCIProcess) tell(r *initproto.Request, fds []int) error {
 
 // answer receives one; end says that none, with the connection closed, is the good one.
 func (p *OCIProcess) answer(end bool) ([]*os.File, error) {
-	return receiveAnswer(int(p.conn.Fd()), end)
+	files, err := receiveAnswer(int(p.conn.Fd()), end)
+	if failed := p.executed(); failed != nil {
+		err = failed
+	}
+	return files, err
 }
 
 // receiveAnswer reads a Reply from a blocking socket.
@@ -680,13 +745,22 @@ func receiveAnswer(fd int, end bool) ([]*os.File, error) {
 
 // Abort kills the process and reaps it.
 func (p *OCIProcess) Abort() {
-	unix.PidfdSendSignal(p.pidfd, unix.SIGKILL, nil, 0)
-	unix.Wait4(p.PID, nil, 0, nil)
+	p.reap()
 	p.Close()
 }
 
+// reap ends the process. An error is why it had ended by itself, before its exec.
+func (p *OCIProcess) reap() error {
+	unix.PidfdSendSignal(p.pidfd, unix.SIGKILL, nil, 0)
+	err := p.executed()
+	unix.Wait4(p.PID, nil, 0, nil)
+	return err
+}
+
 // Close lets go of the process, which stays.
-func (p *OCIProcess) Close() { p.conn.Close() }
+func (p *OCIProcess) Close() {
+	p.conn.Close()
+}
 
 // OCIBegin lets the process of a container that was created with Listen go on, and returns when its exec has succeeded.
 // ErrNotRunning says that nobody waits: it has begun already, or ended.
@@ -800,7 +874,7 @@ func (m *OCI) Exec(o OCIExec) (p *OCIProcess, err error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &birth{o: co, ns: ns, plan: plan, group: group, image: image, becomes: true, preserve: o.Preserve}
+	b := &birth{o: co, ns: ns, plan: plan, group: group, image: image, becomes: true, preserve: o.Preserve, enters: true}
 	defer b.close()
 	conn, err := b.connect()
 	if err != nil {

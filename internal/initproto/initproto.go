@@ -51,6 +51,9 @@ const (
 	Ping
 	// Begin has no body: it lets a Process go on to its exec. Nothing but an error is answered; success closes the connection.
 	Begin
+	// Enter, only to a Process and before Setup, has no body: the descriptors with it are the tasks files of the cgroups
+	// (v1) that init is to enter. Answered when it has.
+	Enter
 )
 
 // Phase says how far init is.
