@@ -388,6 +388,9 @@ func (b *birth) steps() *rawfork.Program {
 	}
 	if b.becomes {
 		env = append(env, "INIT_PROCESS=1")
+		// Go's monitor thread wakes up every 20 µs at first. The kernel may take this much longer; init undoes it for
+		// the process that it becomes.
+		p.Add("timer slack", rawfork.Try, unix.SYS_PRCTL, unix.PR_SET_TIMERSLACK, uintptr(time.Millisecond), 0, 0, 0)
 	}
 	p.Add("exec", rawfork.Must, unix.SYS_EXECVEAT, fdOf(b.image), p.String(""), p.Strings([]string{"init"}), p.Strings(env), unix.AT_EMPTY_PATH)
 	return p
@@ -475,7 +478,7 @@ func (b *birth) bear(c *Container) (err error) {
 			p.Abort()
 		}
 	}()
-	if err := b.prepare(p); err != nil {
+	if err := prepare(p.PID, b.o.Spec, b.ns); err != nil {
 		return err
 	}
 	began, err := startTime(p.PID)
@@ -512,10 +515,10 @@ func (b *birth) bear(c *Container) (err error) {
 
 // prepare does for the child what only the outside may do: id mappings, limits beyond its own, its place in line for the
 // OOM killer.
-func (b *birth) prepare(p *rawfork.Process) error {
-	proc := "/proc/" + strconv.Itoa(p.PID) + "/"
-	l := b.o.Spec.Linux
-	if b.ns.makes(unix.CLONE_NEWUSER) {
+func prepare(pid int, spec *specs.Spec, ns *namespaces) error {
+	proc := "/proc/" + strconv.Itoa(pid) + "/"
+	l := spec.Linux
+	if ns.makes(unix.CLONE_NEWUSER) {
 		if err := writeFile(proc+"uid_map", idMap(l.UIDMappings)); err != nil {
 			return fmt.Errorf("uidMappings: %w", err)
 		}
@@ -523,13 +526,13 @@ func (b *birth) prepare(p *rawfork.Process) error {
 			return fmt.Errorf("gidMappings: %w", err)
 		}
 	}
-	if adj := b.o.Spec.Process.OOMScoreAdj; adj != nil {
+	if adj := spec.Process.OOMScoreAdj; adj != nil {
 		if err := writeFile(proc+"oom_score_adj", strconv.Itoa(*adj)); err != nil {
 			return fmt.Errorf("oomScoreAdj %d (below the present value it needs CAP_SYS_RESOURCE): %w", *adj, err)
 		}
 	}
-	for _, limit := range b.o.Spec.Process.Rlimits {
-		if err := raiseHard(p.PID, limit); err != nil {
+	for _, limit := range spec.Process.Rlimits {
+		if err := raiseHard(pid, limit); err != nil {
 			return err
 		}
 	}

@@ -79,6 +79,9 @@ type OCIProcess struct {
 	plan     *plan
 	group    *cgroup
 	pids     *specs.LinuxPids
+	machine  *OCI
+	ns       *namespaces // joined
+	preserve int
 	process  *rawfork.Process // until we know of init's exec
 	entering bool             // init has been sent to its cgroups, and has not answered
 }
@@ -246,15 +249,20 @@ func (g *cgroup) createFresh(optional map[string]bool, v2 bool) error {
 		if h.v2 != v2 {
 			continue
 		}
-		dir := g.dir(h)
-		if procs, err := readFile(filepath.Join(dir, "cgroup.procs")); err == nil {
+		one := &cgroup{hs: &hierarchies{all: []*hierarchy{h}, control: g.hs.control, unified: g.hs.unified}, path: g.path, below: g.below, every: true}
+		err := one.create(optional)
+		if errors.Is(err, os.ErrExist) {
+			dir := g.dir(h)
+			procs, err := readFile(filepath.Join(dir, "cgroup.procs"))
+			if err != nil {
+				return err
+			}
 			if len(procs) > 0 {
 				return fmt.Errorf("cgroup %s has processes in it already", dir)
 			}
 			continue
 		}
-		one := &cgroup{hs: &hierarchies{all: []*hierarchy{h}, control: g.hs.control, unified: g.hs.unified}, path: g.path, below: g.below, every: true}
-		if err := one.create(optional); err != nil {
+		if err != nil {
 			return err
 		}
 		g.made = true
@@ -560,7 +568,7 @@ func (b *birth) beget(x *OCIProcess) (err error) {
 			unix.Close(x.pidfd)
 		}
 	}()
-	if err := b.prepare(p); err != nil {
+	if err := prepare(p.PID, b.o.Spec, b.ns); err != nil {
 		return err
 	}
 	if b.ns.time {
@@ -810,112 +818,6 @@ func dialOCI(dir string) (int, error) {
 		return -1, err
 	}
 	return fd, nil
-}
-
-// OCIExec is one more process for a container.
-type OCIExec struct {
-	// PID and Start are the container's first process.
-	PID   int
-	Start uint64
-	Group OCIGroup
-	// Sub is a group below the container's to put the process in, or "".
-	Sub string
-	// Spec is the container's own, for its seccomp profile and whatever else holds for all its processes; Process what to
-	// run.
-	Spec      *specs.Spec
-	Process   *specs.Process
-	Preserve  int
-	NoKeyring bool
-	ListenPID bool
-}
-
-// Exec makes a process that has joined the container's namespaces and cgroup, and waits for Setup, which, without a
-// terminal, also lets it begin.
-func (m *OCI) Exec(o OCIExec) (p *OCIProcess, err error) {
-	group := m.group(o.Group)
-	if sub := strings.Trim(filepath.Clean("/"+o.Sub), "/"); sub != "" {
-		group.path += "/" + sub
-	}
-	spec := &specs.Spec{Process: o.Process, Linux: &specs.Linux{}}
-	if s := o.Spec; s != nil {
-		spec.Version = s.Version
-		if s.Linux != nil { // what is the container's for all its processes
-			spec.Linux.Personality, spec.Linux.MemoryPolicy = s.Linux.Personality, s.Linux.MemoryPolicy
-		}
-	}
-	co := &CreateOptions{Spec: spec, group: group}
-	ns, err := namespacesOf(o.PID)
-	if err != nil {
-		return nil, err
-	}
-	plan, err := buildPlan(co, ns, m.hierarchies)
-	if err != nil {
-		return nil, err
-	}
-	if plan.Process, err = processWords(o.Process, spec.Linux); err != nil {
-		return nil, err
-	}
-	x := plan.Process
-	x.Join, x.Now, x.Preserve, x.NoKeyring, x.ListenPID = true, !x.Terminal, uint16(o.Preserve), o.NoKeyring, o.ListenPID
-	if a := o.Process.ExecCPUAffinity; a != nil {
-		if x.Affinity, err = bitmap(a.Initial); err == nil {
-			x.FinalAffinity, err = bitmap(a.Final)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("execCPUAffinity: %w", err)
-		}
-	}
-	if o.Spec != nil && o.Spec.Linux != nil {
-		if plan.Seccomp, plan.SeccompFlags, _, err = m.filters.compile(o.Spec.Linux.Seccomp); err != nil {
-			return nil, err
-		}
-	}
-	image, err := initFile(m.dir)
-	if err != nil {
-		return nil, err
-	}
-	b := &birth{o: co, ns: ns, plan: plan, group: group, image: image, becomes: true, preserve: o.Preserve, enters: true}
-	defer b.close()
-	conn, err := b.connect()
-	if err != nil {
-		return nil, err
-	}
-	// Its namespaces are open now; were the number another's by then, its start time would tell.
-	if start, err := startTime(o.PID); err != nil || start != o.Start {
-		conn.Close()
-		return nil, ErrNotRunning
-	}
-	p = &OCIProcess{conn: conn, plan: plan, group: group, Group: o.Group, Warnings: plan.warnings}
-	if err := b.beget(p); err != nil {
-		conn.Close()
-		return nil, err
-	}
-	return p, nil
-}
-
-// namespacesOf lists a process's namespaces as far as they are not our own.
-func namespacesOf(pid int) (*namespaces, error) {
-	n := &namespaces{}
-	kinds := []namespaceKind{timeNamespace}
-	for _, kind := range []specs.LinuxNamespaceType{specs.IPCNamespace, specs.UTSNamespace, specs.NetworkNamespace, specs.PIDNamespace,
-		specs.CgroupNamespace, specs.MountNamespace, specs.UserNamespace} {
-		kinds = append(kinds, namespaceKinds[kind])
-	}
-	for _, k := range kinds {
-		path := "/proc/" + strconv.Itoa(pid) + "/ns/" + k.file
-		var theirs, ours unix.Stat_t
-		if err := unix.Stat(path, &theirs); err != nil {
-			if err == unix.ENOENT && k == timeNamespace {
-				continue // a kernel without them
-			}
-			return nil, &os.PathError{Op: "stat", Path: path, Err: err}
-		}
-		if unix.Stat("/proc/self/ns/"+k.file, &ours) == nil && ours.Ino == theirs.Ino && ours.Dev == theirs.Dev {
-			continue
-		}
-		n.join = append(n.join, join{k.flag, path})
-	}
-	return n, nil
 }
 
 func (m *OCI) group(g OCIGroup) *cgroup {

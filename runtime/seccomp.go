@@ -15,7 +15,6 @@ import (
 	"strconv"
 	"sync"
 
-	"github.com/elastic/go-seccomp-bpf/arch"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
@@ -48,12 +47,12 @@ type rule struct {
 
 // auditArches maps the architectures we can compile for to their tables. Those of other machines are passed over: no
 // process can be of them.
-func auditArches() map[specs.Arch]*arch.Info {
+func auditArches() map[specs.Arch]*machineArch {
 	switch goruntime.GOARCH {
 	case "amd64":
-		return map[specs.Arch]*arch.Info{specs.ArchX86_64: arch.X86_64, specs.ArchX86: arch.I386}
+		return map[specs.Arch]*machineArch{specs.ArchX86_64: archX86_64, specs.ArchX86: archI386}
 	case "arm64":
-		return map[specs.Arch]*arch.Info{specs.ArchAARCH64: arch.AARCH64, specs.ArchARM: arch.ARM}
+		return map[specs.Arch]*machineArch{specs.ArchAARCH64: archAARCH64, specs.ArchARM: archARM}
 	}
 	return nil
 }
@@ -155,8 +154,9 @@ func compileSeccomp(s *specs.LinuxSeccomp) (*filter, error) {
 }
 
 // rulesOf collects a profile's rules by system call number. highest is the greatest number it names, -1 for none.
-func rulesOf(s *specs.LinuxSeccomp, info *arch.Info) (rules map[int][]rule, highest int, err error) {
+func rulesOf(s *specs.LinuxSeccomp, info *machineArch) (rules map[int][]rule, highest int, err error) {
 	rules, highest = map[int][]rule{}, -1
+	numbers := info.numbers()
 	for _, call := range s.Syscalls {
 		if len(call.Names) == 0 {
 			return nil, 0, errors.New("an entry names no system call")
@@ -170,7 +170,7 @@ func rulesOf(s *specs.LinuxSeccomp, info *arch.Info) (rules map[int][]rule, high
 			return nil, 0, fmt.Errorf("%s: %w", call.Names[0], err)
 		}
 		for _, name := range call.Names {
-			n, ok := info.SyscallNames[name]
+			n, ok := numbers[name]
 			if !ok {
 				continue // not of this architecture, or newer than our table, and then refused
 			}
@@ -220,9 +220,10 @@ var initCalls = []string{
 	"setresgid", "setresuid", "setsid", "sigaltstack", "tgkill", "umask", "wait4", "write",
 }
 
-func initCanLive(rules map[int][]rule, byDefault verdict, info *arch.Info) bool {
+func initCanLive(rules map[int][]rule, byDefault verdict, info *machineArch) bool {
+	numbers := info.numbers()
 	for _, name := range initCalls {
-		n, ok := info.SyscallNames[name]
+		n, ok := numbers[name]
 		if !ok {
 			continue
 		}
@@ -341,9 +342,9 @@ func (a *assembler) assemble() ([]byte, error) {
 }
 
 // section judges the calls of one architecture.
-func (a *assembler) section(info *arch.Info, name specs.Arch, rules map[int][]rule, highest int, byDefault verdict) {
+func (a *assembler) section(info *machineArch, name specs.Arch, rules map[int][]rule, highest int, byDefault verdict) {
 	here, end := a.label(), a.label()
-	a.jump(unix.BPF_JEQ, uint32(info.ID), here, end)
+	a.jump(unix.BPF_JEQ, info.id, here, end)
 	a.mark(here)
 	a.add(unix.BPF_LD|unix.BPF_W|unix.BPF_ABS, dataNumber)
 	unknown := byDefault

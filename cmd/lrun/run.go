@@ -199,7 +199,7 @@ func (c *console) close() {
 	c.master.Close()
 }
 
-func execCommand(a *app, args []string) error {
+func execCommand(a *app, args []string) (err error) {
 	f := newFlags("exec", "[flags] ID COMMAND [ARGS]")
 	var (
 		processPath, consoleSocket, pidFile, cwd, user, sub string
@@ -258,14 +258,20 @@ func execCommand(a *app, args []string) error {
 	if !ignorePaused && machine.Frozen(r.Group) {
 		return fmt.Errorf("container %q is paused: resume it first, or use --ignore-paused", id)
 	}
-	config, err := a.config(id)
+	p, err := machine.Join(runtime.OCIJoin{PID: r.PID, Start: r.Start, Group: r.Group, Sub: sub, Preserve: kept})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil && p != nil {
+			p.Abort()
+		}
+	}()
+	config, err := a.execConfig(id)
 	if err != nil {
 		return err
 	}
 	process := config.Process
-	if process == nil {
-		process = &specs.Process{}
-	}
 	if processPath != "" {
 		if len(command) > 0 {
 			return errors.New("exec: a command and --process can't be had together")
@@ -318,50 +324,74 @@ func execCommand(a *app, args []string) error {
 	if process.Terminal && consoleSocket == "" && detach {
 		return errors.New("exec: a detached process with a terminal needs --console-socket")
 	}
-	p, err := machine.Exec(runtime.OCIExec{PID: r.PID, Start: r.Start, Group: r.Group, Sub: sub, Spec: config, Process: process,
-		Preserve: kept, NoKeyring: noKeyring, ListenPID: listenFDs > 0})
-	if err != nil {
+	if err := p.Command(runtime.OCICommand{Spec: config, Process: process, NoKeyring: noKeyring, ListenPID: listenFDs > 0}); err != nil {
 		return err
 	}
 	for _, w := range p.Warnings {
 		a.warn(w)
 	}
-	fail := func(err error) error {
-		p.Abort()
-		return err
-	}
 	if pidFile != "" && !process.Terminal {
 		// Written before the exec that Setup waits for, so that a failure leaves nothing running without one.
 		if err := writePIDFile(pidFile, p.PID); err != nil {
-			return fail(err)
+			return err
 		}
 	}
 	terminal, err := p.Setup()
 	if err != nil {
-		return fail(err)
+		return err
 	}
 	if process.Terminal {
 		if consoleSocket != "" {
 			if err := sendTerminal(consoleSocket, terminal); err != nil {
-				return fail(err)
+				return err
 			}
 			terminal.Close()
 			terminal = nil
 		}
 		if pidFile != "" {
 			if err := writePIDFile(pidFile, p.PID); err != nil {
-				return fail(err)
+				return err
 			}
 		}
 		if err := p.Begin(); err != nil {
-			return fail(err)
+			return err
 		}
 	}
+	pid := p.PID
 	p.Close()
+	p = nil // it has begun
 	if detach {
 		return nil
 	}
-	return status(attend(p.PID, terminal))
+	return status(attend(pid, terminal))
+}
+
+// execConfig reads what counts of a container's configuration for one more process: the first one's, to begin with, and what
+// holds for all.
+func (a *app) execConfig(id string) (*specs.Spec, error) {
+	path := filepath.Join(a.dir(id), configName)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	config := struct {
+		Version string         `json:"ociVersion"`
+		Process *specs.Process `json:"process"`
+		Linux   struct {
+			Seccomp      *specs.LinuxSeccomp      `json:"seccomp"`
+			Personality  *specs.LinuxPersonality  `json:"personality"`
+			MemoryPolicy *specs.LinuxMemoryPolicy `json:"memoryPolicy"`
+		} `json:"linux"`
+	}{}
+	if err := json.Unmarshal(b, &config); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	if config.Process == nil {
+		config.Process = &specs.Process{}
+	}
+	l := &config.Linux
+	return &specs.Spec{Version: config.Version, Process: config.Process,
+		Linux: &specs.Linux{Seccomp: l.Seccomp, Personality: l.Personality, MemoryPolicy: l.MemoryPolicy}}, nil
 }
 
 // identity applies exec's flags on who runs it. Names are not resolved: the files that would tell are the container's.
