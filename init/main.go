@@ -43,6 +43,7 @@ type server struct {
 
 func main() {
 	fds := inherited()
+	unix.Prctl(unix.PR_SET_TIMERSLACK, 0, 0, 0, 0) // as our creator has it
 	if _, becoming := syscall.Getenv("INIT_PROCESS"); becoming {
 		prepareProcess(fds)
 	}

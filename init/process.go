@@ -524,7 +524,6 @@ func (s *server) become(p *initproto.Plan, paths []string, slave int) *fault {
 	if err != nil {
 		return invalid("the command holds a NUL byte")
 	}
-	raw(unix.SYS_PRCTL, unix.PR_SET_TIMERSLACK, 0) // as our creator had it
 	var none uint64
 	raw(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&none)), 0, 8)
 	if len(x.FinalAffinity) > 0 {

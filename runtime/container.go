@@ -316,11 +316,13 @@ func (c *Container) Delete(ctx context.Context) error {
 		return fmt.Errorf("delete container %s: %w", c.id, err)
 	}
 	defer lock.Close()
-	if err := c.Kill(ctx); err != nil {
-		return err
-	}
-	if err := c.group.remove(); err != nil {
-		return fmt.Errorf("delete container %s: %w", c.id, err)
+	if c.alive() || !c.group.removeEmpty() {
+		if err := c.Kill(ctx); err != nil {
+			return err
+		}
+		if err := c.group.remove(); err != nil {
+			return fmt.Errorf("delete container %s: %w", c.id, err)
+		}
 	}
 	if err := os.RemoveAll(c.dir); err != nil {
 		return fmt.Errorf("delete container %s: %w", c.id, err)

@@ -388,10 +388,10 @@ func (b *birth) steps() *rawfork.Program {
 	}
 	if b.becomes {
 		env = append(env, "INIT_PROCESS=1")
-		// Go's monitor thread wakes up every 20 µs at first. The kernel may take this much longer; init undoes it for
-		// the process that it becomes.
-		p.Add("timer slack", rawfork.Try, unix.SYS_PRCTL, unix.PR_SET_TIMERSLACK, uintptr(time.Millisecond), 0, 0, 0)
 	}
+	// Go's monitor thread wakes up every 20 µs at first. The kernel may take this much longer for all threads that come with
+	// the start; init's own undoes it for itself, and so for what it starts or becomes.
+	p.Add("timer slack", rawfork.Try, unix.SYS_PRCTL, unix.PR_SET_TIMERSLACK, uintptr(time.Millisecond), 0, 0, 0)
 	p.Add("exec", rawfork.Must, unix.SYS_EXECVEAT, fdOf(b.image), p.String(""), p.Strings([]string{"init"}), p.Strings(env), unix.AT_EMPTY_PATH)
 	return p
 }
