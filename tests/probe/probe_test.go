@@ -95,6 +95,11 @@ func TestProbe(t *testing.T) {
 			t.Errorf("as %s: %d attempts were made, fewer than there are", way.name, count)
 		}
 	}
+	for _, row := range attacks {
+		if row.attempt != "" && !slices.ContainsFunc(names, func(name string) bool { return strings.HasPrefix(name, row.attempt) }) {
+			t.Errorf("%s: no attempt is called %q", row.attack, row.attempt)
+		}
+	}
 	var out strings.Builder
 	w := tabwriter.NewWriter(&out, 0, 0, 2, ' ', 0)
 	fmt.Fprint(w, "ATTEMPT")
