@@ -563,7 +563,7 @@ func TestQuotasEndAnEnvironment(t *testing.T) {
 	}{
 		// To its own gateway: dropped there, counted here.
 		"traffic": {queue.Limits{NetQuotaBytes: 200_000}, `gw=$(ip route | sed -n 's/default via \([^ ]*\).*/\1/p'); ping -c 6 -i 0.1 -W 1 -s 60000 $gw`, "network traffic passed its quota of 195.3 KiB"},
-		"disk":    {queue.Limits{BlkQuotaBytes: 4 << 20}, `dd if=/dev/zero of=/filled bs=1M count=8 conv=fsync`, "disk traffic passed its quota of 4 MiB"},
+		"disk":    {queue.Limits{BlkQuotaBytes: 4 << 20}, `dd if=/dev/zero of=/filled bs=1M count=8 oflag=direct`, "disk traffic passed its quota of 4 MiB"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			within := false

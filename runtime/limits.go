@@ -299,6 +299,9 @@ func (l *limits) blkio(b *specs.LinuxBlockIO) {
 		l.weight("", *b.Weight)
 	}
 	for _, w := range b.WeightDevice {
+		if w.LeafWeight != nil {
+			l.fail("leaf weight", errors.New("it went with the CFQ scheduler in Linux 5.0"))
+		}
 		if w.Weight != nil {
 			l.weight(fmt.Sprintf("%d:%d ", w.Major, w.Minor), *w.Weight)
 		}
