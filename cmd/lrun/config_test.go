@@ -43,7 +43,7 @@ func fill(v reflect.Value, depth int) {
 	}
 }
 
-// Nothing of a configuration is lost for being decoded section by section.
+// Nothing of a configuration is lost for being decoded by a type of our own.
 func TestParseConfig(t *testing.T) {
 	want := &specs.Spec{}
 	fill(reflect.ValueOf(want).Elem(), 0)
