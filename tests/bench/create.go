@@ -52,7 +52,7 @@ func (b *bench) platform(ctx context.Context, name string, config map[string]str
 	if err := b.ownGroup(n.CgroupParent()); err != nil {
 		return nil, nil, err
 	}
-	env := map[string]string{"LEARNOS_GATEWAY_MAXENVIRONMENTS": "2000", "LEARNOS_COMMON_LOGLEVEL": "warn"}
+	env := map[string]string{"LEARNOS_GATEWAY_MAXENVIRONMENTS": "2000", "LEARNOS_GATEWAY_ACCESSTTL": "12h", "LEARNOS_COMMON_LOGLEVEL": "warn"}
 	maps.Copy(env, config)
 	p, err := platform.Start(ctx, dir, platform.Options{Bin: b.bin, Embedded: true, Env: env})
 	if err != nil {

@@ -25,7 +25,7 @@ type contender struct {
 func absent(who string, err error) contender { return contender{who: who, missing: err} }
 
 // fewest is how many runs a figure has at least, however long they take.
-const fewest = 3
+const fewest = 2
 
 // race lets contenders take turns, runs times each, after one turn that doesn't count; fewer when the patience for one
 // measure is at its end. Each round begins with another contender, so that nobody always follows the same. Who fails has no
