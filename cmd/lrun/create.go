@@ -19,10 +19,11 @@ import (
 
 // birth is what create and run are told.
 type birth struct {
-	bundle, console, pidFile string
-	preserve                 int64
-	noPivot, noKeyring       bool
-	detach, keep             bool
+	bundle, config     string
+	console, pidFile   string
+	preserve           int64
+	noPivot, noKeyring bool
+	detach, keep       bool
 }
 
 func (b *birth) flags(command string) *flags {
@@ -34,7 +35,10 @@ func (b *birth) flags(command string) *flags {
 	f.number(&b.preserve, "preserve-fds", "how many descriptors from 3 on the process inherits")
 	f.bool(&b.noPivot, "no-pivot", "move the root instead of pivot_root, for hosts on an initramfs")
 	f.bool(&b.noKeyring, "no-new-keyring", "keep the caller's session keyring")
+	f.text(&b.config, "config", "the configuration's file, if not the bundle's config.json")
+	f.bool(new(bool), "no-mount-fallback", "accepted; a mount that can't be made as asked is always an error")
 	f.alias("b", "bundle")
+	f.alias("f", "config")
 	return f
 }
 
@@ -146,7 +150,10 @@ func (a *app) make(id string, b *birth, listen bool) (_ *made, err error) {
 	if err != nil {
 		return nil, err
 	}
-	configPath := filepath.Join(bundle, "config.json")
+	configPath := b.config
+	if configPath == "" {
+		configPath = filepath.Join(bundle, "config.json")
+	}
 	config, err := os.ReadFile(configPath)
 	if err != nil {
 		return nil, err

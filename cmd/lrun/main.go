@@ -131,6 +131,8 @@ func (a *app) main(args []string) error {
 	systemd, version, help, rootless := false, false, false, "auto"
 	f.bool(&systemd, "systemd-cgroup", "not supported")
 	f.bool(new(bool), "debug", "accepted; there is nothing more to say")
+	f.text(new(string), "log-level", "accepted; errors and warnings are all there is")
+	f.text(new(string), "criu", "accepted; checkpoint and restore are not supported")
 	f.text(&rootless, "rootless", "auto, or false; true is not supported")
 	f.text(new(string), "cgroup-manager", "cgroupfs; nothing else is supported")
 	f.bool(&version, "version", "print the version")

@@ -186,6 +186,13 @@ func update(a *app, args []string) error {
 		r.BlockIO = &specs.LinuxBlockIO{Weight: &w}
 		return err
 	}})
+	for name, why := range map[string]string{
+		"l3-cache-schema": "Intel RDT is not supported", "mem-bw-schema": "Intel RDT is not supported",
+		"kernel-memory":     "Linux has no limit of kernel memory any more",
+		"kernel-memory-tcp": "a limit of TCP's memory apart is not supported",
+	} {
+		f.all = append(f.all, &flag{name: name, help: "refused: " + why, set: func(string) error { return errors.New(why) }})
+	}
 	id, err := f.id(args)
 	if err != nil {
 		return err

@@ -24,6 +24,7 @@ func runCommand(a *app, args []string) error {
 	f := b.flags("run")
 	f.bool(&b.detach, "detach", "return when the process has begun")
 	f.bool(&b.keep, "keep", "do not delete the container when its process ends")
+	f.bool(new(bool), "no-subreaper", "accepted; it never is one")
 	f.alias("d", "detach")
 	id, err := f.id(args)
 	if err != nil {
