@@ -185,6 +185,23 @@ func TestPanel(t *testing.T) {
 		t.Fatalf("%v %v", env, err)
 	}
 	keep(t, tab, "environments")
+
+	run(t, tab, "delete another one from its terminal",
+		chromedp.Navigate(p.WebURL+"/"),
+		chromedp.Click(testid("image-card-busybox")),
+		chromedp.WaitVisible(testid("terminal")),
+		chromedp.Click(testid("workspace-delete")),
+		chromedp.WaitVisible(testid("confirm-delete")),
+		chromedp.Click(testid("confirm-delete")))
+	if err := c.Do(ctx, "GET", "/environments?all=history", nil, &envs); err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range envs {
+		if env, err := c.WaitState(ctx, e.ID, "deleted"); err != nil {
+			t.Fatalf("%v %v", env, err)
+		}
+	}
+	run(t, tab, "see that it is gone", chromedp.WaitVisible(testid("stage")+`[data-state="deleted"]`))
 }
 
 // A `top` in a browser tab goes on after kill -9 of each process: the tab

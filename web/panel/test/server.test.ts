@@ -23,9 +23,10 @@ describe('what the server says', () => {
   it('gives reasons with their values', () => {
     const full = { reason: 'no node has room: needs 512 MiB of memory, at most 210 MiB are free', reasonCode: 'no_memory', reasonValues: { needed: '512 MiB', free: '210 MiB' } };
     expect(reasonIn('zh', full)).toBe('没有节点有足够内存：需要 512 MiB，空闲最多的只有 210 MiB');
-    expect(reasonIn('en', full)).toBe(full.reason);
+    expect(reasonIn('en', full)).toBe('No node has room: needs 512 MiB of memory, at most 210 MiB are free');
+    expect(reasonIn('en', { reason: 'docker.io/x: not found', reasonCode: '' })).toBe('docker.io/x: not found');
     expect(reasonIn('zh', { reason: 'manifest unknown', reasonCode: '' })).toBe('manifest unknown');
-    expect(reasonIn('en', { reason: 'idle', reasonCode: 'idle' })).toBe('nobody was connected for too long');
+    expect(reasonIn('en', { reason: 'idle', reasonCode: 'idle' })).toBe('Nobody was connected for too long');
     expect(reasonIn('zh', {})).toBe('');
   });
 

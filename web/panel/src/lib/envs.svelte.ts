@@ -168,7 +168,10 @@ class Environments {
 
   /** `force`: give the slot back although its node can't be reached. */
   async remove(id: string, force = false): Promise<void> {
+    const began = this.sequence;
     const answer = (await api.delete(`/environments/${id}${force ? '?force=true' : ''}`)) as Environment | undefined;
+    // A deletion may be over before its answer is here: what the feed said meanwhile is newer and stays.
+    if ((this.heard.get(id) ?? 0) > began) return;
     if (answer?.id) return this.put(answer);
     const env = this.byId[id];
     if (env && !ended(env) && env.state !== 'failed') this.put({ ...env, state: 'stopping' });
@@ -183,8 +186,9 @@ class Environments {
   }
 
   async retry(id: string): Promise<Environment> {
+    const began = this.sequence;
     const answer = await api.post<Environment | undefined>(`/environments/${id}/retry`, {});
-    if (answer?.id) this.put(answer);
+    if (answer?.id && (this.heard.get(answer.id) ?? 0) <= began) this.put(answer);
     return answer ?? this.byId[id]!;
   }
 

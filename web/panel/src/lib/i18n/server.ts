@@ -36,8 +36,9 @@ export function problemIn(lang: Lang, error: { code: string; message: string; hi
 export function reasonIn(lang: Lang, of: Reasoned): string {
   const code = of.reasonCode;
   if (lang === 'zh' && has(reasons, code)) return fill(reasons[code]!, of.reasonValues ?? {});
-  if (has(english, code)) return english[code]!;
-  return of.reason ?? '';
+  const text = has(english, code) ? english[code]! : (of.reason ?? '');
+  // A sentence of ours begins like one; a registry's own words stay as they came.
+  return has(reasons, code) ? text.charAt(0).toUpperCase() + text.slice(1) : text;
 }
 
 /** What the gateway says to do about an environment; empty when nothing. */
