@@ -340,6 +340,7 @@ func TestWholeLife(t *testing.T) {
 
 	p.kill()
 	<-a.done
+	<-b.done
 	p.start()
 	p.attach(id, sid, a)
 	a.typed("echo again-$A\n")
