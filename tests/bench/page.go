@@ -56,7 +56,8 @@ func head(b *strings.Builder, r *Report) {
 	b.WriteString("\n\nContenders took turns, run by run, in namespaces of their own on one machine: with the same root " +
 		"file system, the same configuration and the same registry. Targets are judged by medians; the same of the minima " +
 		"is what a machine with nothing else to do would say. Processor times are medians of what one run's processes took, as " +
-		"far as the command waits for them: \"system\" is what is left to the kernel.")
+		"far as the command waits for them: \"system\" is what is left to the kernel. Where the time goes, and why, is in " +
+		"[performance.md](performance.md).")
 	if r.Quick {
 		b.WriteString(" **This was a quick look (`-quick`), with few runs.**")
 	}

@@ -40,7 +40,7 @@ func svg(height int, title, subtitle, body string) string {
 func bar(b *strings.Builder, i int, name, class, figure string, share float64) {
 	y := barTop + i*barStep
 	width := math.Max(1.5, share*(barRight-barLeft))
-	fmt.Fprintf(b, `<text class="text end" x="%d" y="%d">%s</text>`, barLeft-10, y+15, html.EscapeString(shorten(name, 42)))
+	fmt.Fprintf(b, `<text class="text end" x="%d" y="%d">%s</text>`, barLeft-10, y+15, html.EscapeString(shorten(name, 37)))
 	fmt.Fprintf(b, `<rect class="%s" x="%d" y="%d" width="%.1f" height="18" rx="3"/>`, class, barLeft, y+1, width)
 	fmt.Fprintf(b, `<text class="text end" x="%d" y="%d">%s</text>`+"\n", plotWidth-20, y+15, html.EscapeString(figure))
 }
