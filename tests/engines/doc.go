@@ -4,5 +4,8 @@
 //
 // The tests live in a house of their own (house_test.go): mount, process, network, IPC and cgroup namespaces in which
 // nothing of the engines' is shared with the machine's own podman or containerd, and with which everything goes away.
-// They run natively and, the part of them that depends on cgroups, in the cgroup v2 guest of tests/vm.
+// They run natively. In the cgroup v2 guest, which is slow, they run by hand, those that are about cgroups for example:
+//
+//	CGO_ENABLED=0 go build -o bin/ ./cmd/lrun ./tests/vm/vmexec
+//	LEARNOS_ENGINES_LRUN=$PWD/bin/lrun CGO_ENABLED=0 go test -p 1 -exec $PWD/bin/vmexec -run 'TestPodman$/(--memory|update)' ./tests/engines
 package engines

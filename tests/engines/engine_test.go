@@ -15,8 +15,14 @@ import (
 	"github.com/creack/pty"
 )
 
-// patience is how long anything may take that takes a moment: generous, for an emulated processor.
-const patience = time.Minute
+// patience is how long anything may take that takes a moment. In the guest it is longer than needed by far: the processor is
+// emulated, and on a busy machine its clock has been seen to run at twice the host's.
+var patience = func() time.Duration {
+	if os.Getenv("LEARNOS_VM") != "" {
+		return 5 * time.Minute
+	}
+	return time.Minute
+}()
 
 // result is what a command did.
 type result struct {
