@@ -111,7 +111,11 @@ func testSpec() *specs.Spec {
 // ctx is a context that ends with the test, or when something hangs.
 func testContext(t testing.TB) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	patience := 20 * time.Second
+	if os.Getenv("LEARNOS_VM") != "" { // the guest's processor is emulated
+		patience *= 5
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	t.Cleanup(cancel)
 	return ctx
 }

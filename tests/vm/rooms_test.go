@@ -34,6 +34,8 @@ func TestRoomsInGuest(t *testing.T) {
 	const onDisk = "mkfs.ext4 -q -F $LEARNOS_VM_DISK && mkdir /tmp/disk && mount -t ext4 $LEARNOS_VM_DISK /tmp/disk && export TMPDIR=/tmp/disk && "
 	// Left out is what takes long when the processor is emulated, and has nothing to do with cgroups or the kernel's version.
 	for _, r := range []struct{ dir, prepare, flags string }{
+		{"runtime", "", "-test.skip 'TestRandomProfiles|TestManySessions|TestControlFlood|TestParallel|TestDefaultProfile|TestPrivilegesAreGone|TestOrphansAreReaped'"},
+		{"netbridge", "", "-test.skip 'TestRateLimits|TestKilledProcesses|TestManyProcesses|TestOnePortManyAskers|TestAddressesRest'"},
 		{"rootfs", "", "-test.run 'TestDisk'"},
 		{"nodeagent", onDisk, "-test.run 'TestQuotasEnd'"},
 		{"tests/rations", "", ""},
