@@ -201,11 +201,24 @@ func (s *server) container(p *initproto.Plan, c *conn) *fault {
 			return failed("bring the loopback device up", err)
 		}
 	}
-	if x.Detached {
+	home := -1 // the mount namespace that is not ours, while we build elsewhere
+	if x.Detached && mountsUponTrees() {
 		// A tree can only be mounted upon in the namespace that it was taken from.
 		if tree, err := unix.OpenTree(unix.AT_FDCWD, x.RootPath, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE); err == nil {
 			root = tree
 			defer unix.Close(tree)
+		}
+	} else if x.Detached {
+		var err error
+		if home, err = unix.Open("/proc/thread-self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+			return failed("the mount namespace", err)
+		}
+		defer unix.Close(home)
+		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+			return failed("a mount namespace to build in", err)
+		}
+		if f := attachBundle(root, p); f != nil {
+			return f
 		}
 	} else if f := attachBundle(root, p); f != nil {
 		return f
@@ -252,6 +265,17 @@ func (s *server) container(p *initproto.Plan, c *conn) *fault {
 	case x.Detached:
 		// The mount namespace is somebody else's: the root stays a tree of its own, which nobody there sees, and ends
 		// with the last process in it.
+		if home >= 0 {
+			tree, err := unix.OpenTree(root, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH|unix.AT_RECURSIVE)
+			if err != nil {
+				return failed("take the root along", err)
+			}
+			defer unix.Close(tree)
+			if err := unix.Setns(home, unix.CLONE_NEWNS); err != nil {
+				return failed("go back to the mount namespace", err)
+			}
+			root = tree
+		}
 		if err := unix.Fchdir(root); err != nil {
 			return failed("enter the root", err)
 		}
@@ -281,6 +305,24 @@ func loopback() error {
 	}
 	request.SetUint16(unix.IFF_UP)
 	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, request)
+}
+
+// mountsUponTrees says whether the kernel lets one mount upon a tree that is attached nowhere: Linux 6.15.
+func mountsUponTrees() bool {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return false
+	}
+	var version [2]int
+	for i, part := 0, 0; i < len(u.Release) && part < 2; i++ {
+		switch c := u.Release[i]; {
+		case c >= '0' && c <= '9':
+			version[part] = version[part]*10 + int(c-'0')
+		default:
+			part++
+		}
+	}
+	return version[0] > 6 || version[0] == 6 && version[1] >= 15
 }
 
 // attachBundle hangs the detached root where the host knows it, in our copy of the host's mounts, so that hooks find there

@@ -306,9 +306,6 @@ func (m *OCI) check(co *CreateOptions, o *OCIOptions) (*namespaces, *plan, error
 	p.Loopback = ns.makes(unix.CLONE_NEWNET) // as everybody's runtime does
 	x := p.Process
 	x.Detached = !ns.makes(unix.CLONE_NEWNS)
-	if _, ok := kernelAtLeast(6, 15); x.Detached && !ok {
-		return nil, nil, errors.New("a container without a mount namespace of its own needs Linux 6.15: before, the host's mounts would be changed")
-	}
 	x.Preserve, x.NoPivot, x.NoKeyring, x.ListenPID = uint16(o.Preserve), o.NoPivot, o.NoKeyring, o.ListenPID
 	x.RootPath, x.Creating, x.Created = s.Root.Path, o.Creating, o.Created
 	if h := s.Hooks; h != nil {

@@ -3,6 +3,7 @@ package main
 // notes say of programs that lrun fails what they want. They excuse nothing: that lrun may not fail what another passes holds
 // for them, too.
 var notes = map[string]string{
+	"delete_only_create_resources":   "on v2 it looks for its cgroup where v1 has it",
 	"hooks":                          "wants 'post-start1' of a hook that it has write 'post-start1 called'",
 	"linux_cgroups_blkio":            "wants a disk 8:0 and leaf weights, which went with the CFQ scheduler in Linux 5.0",
 	"linux_cgroups_hugetlb":          "wants huge pages of 1 GB, and the hugetlb controller",
