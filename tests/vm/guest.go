@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -340,10 +341,26 @@ func execute(p *port, job *Job) error {
 	return p.send(frameExit, []byte{status})
 }
 
-// reapUntil runs the command. Orphans of it that come to PID 1 are zombies until the machine goes, which is soon; the
-// command's own children are waited for by nobody else.
+// reapUntil runs the command, and reaps as PID 1 must what becomes its child meanwhile: programs wait for their orphans to
+// be gone.
 func reapUntil(cmd *exec.Cmd) (byte, error) {
-	err := cmd.Run()
+	if err := cmd.Start(); err != nil {
+		return 127, err
+	}
+	for {
+		var info unix.Siginfo
+		if err := unix.Waitid(unix.P_ALL, 0, &info, unix.WEXITED|unix.WNOWAIT, nil); err != nil && err != unix.EINTR {
+			break
+		}
+		pid := *(*int32)(unsafe.Add(unsafe.Pointer(&info), 16)) // si_pid of a SIGCHLD (sigaction(2)); x/sys names no such field
+		if int(pid) == cmd.Process.Pid {
+			break // cmd.Wait reaps it
+		}
+		if pid > 0 {
+			unix.Wait4(int(pid), nil, 0, nil)
+		}
+	}
+	err := cmd.Wait()
 	var exit *exec.ExitError
 	switch {
 	case err == nil:
