@@ -172,9 +172,11 @@ func TestAnEnvironmentsLife(t *testing.T) {
 	ada.delete(path).want(202) // twice is once
 	ada.post(path+"/sessions", nil).want(409, "not_running")
 	waitFor(t, "the stats stream to end when nothing runs", func() bool { n.mu.Lock(); defer n.mu.Unlock(); return n.streams == 0 })
-	if n.creates[id] != 1 || n.deletes[id] != 1 {
-		t.Error(n.creates, n.deletes)
-	}
+	n.set(func() {
+		if n.creates[id] != 1 || n.deletes[id] != 1 {
+			t.Error(n.creates, n.deletes)
+		}
+	})
 }
 
 func TestForeignEnvironmentsDoNotExist(t *testing.T) {
@@ -260,9 +262,11 @@ func TestAllowance(t *testing.T) {
 	ada.post("/api/v1/environments", obj{"image": "busybox"}).want(409, "allowance")
 	n := w.node("n1", 1<<30)
 	ada.waitState(made[1], "running")
-	if n.creates[made[0]] != 0 {
-		t.Error("the cancelled one was made")
-	}
+	n.set(func() {
+		if n.creates[made[0]] != 0 {
+			t.Error("the cancelled one was made")
+		}
+	})
 }
 
 func TestWaitingIsExplained(t *testing.T) {
