@@ -8,7 +8,7 @@ DATA ?= /var/lib/learnos
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup init panel build up test lint bench probe conformance fuzz vm vagrant clean
+.PHONY: help setup init panel build up test lint bench probe conformance rations fuzz vm vagrant clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -69,9 +69,15 @@ fuzz: init ## fuzz every parser that reads what a stranger sends, FUZZTIME each 
 		done; \
 	done
 
-vm: ## a root shell on a pure cgroup v2 machine (QEMU, a Debian kernel, this checkout read-only)
+rations: init ## measure every limit of an environment, here (v1 or v2) and in the cgroup v2 guest: a table each
+	@scripts/setup test
+	$(GO) test -count=1 -v ./tests/rations
+	$(GO) test -count=1 -v -run 'TestRoomsInGuest/tests-rations' ./tests/vm
+
+vm: init ## a root shell on a pure cgroup v2 machine (QEMU, a Debian kernel, this checkout read-only), and a table of what is in it
 	@scripts/setup test
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/vmexec ./tests/vm/vmexec
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/nodeagent ./cmd/nodeagent
 	bin/vmexec -shell
 
 vagrant: build ## prove the Vagrantfile: a box made on the spot comes up under emulation and runs an environment (3 min)
