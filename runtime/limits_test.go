@@ -99,7 +99,8 @@ func TestNoLimitIsSilentlyLeftOut(t *testing.T) {
 		"Memory.Reservation": {memory(specs.LinuxMemory{Reservation: ptr(int64(4096))}), "memory.soft_limit_in_bytes=4096", "memory.low=4096"},
 		"Memory.Swap": {memory(specs.LinuxMemory{Limit: ptr(int64(4096)), Swap: ptr(int64(8192))}), "memory.limit_in_bytes=4096 memory.memsw.limit_in_bytes=8192 memory.kmem.tcp.limit_in_bytes=4096",
 			"memory.max=4096 memory.swap.max=4096 memory.oom.group=1"},
-		"Memory.Kernel":                   {memory(specs.LinuxMemory{Kernel: ptr(int64(4096))}), "memory.kmem.limit_in_bytes=4096", "error: kernel memory limit"}, //nolint:staticcheck
+		//lint:ignore SA1019 deprecated, but what is asked for is set or refused
+		"Memory.Kernel":                   {memory(specs.LinuxMemory{Kernel: ptr(int64(4096))}), "memory.kmem.limit_in_bytes=4096", "error: kernel memory limit"},
 		"Memory.KernelTCP":                {memory(specs.LinuxMemory{KernelTCP: ptr(int64(4096))}), "memory.kmem.tcp.limit_in_bytes=4096", "error: kernel TCP memory"},
 		"Memory.Swappiness":               {memory(specs.LinuxMemory{Swappiness: ptr(uint64(7))}), "memory.swappiness=7", "error: swappiness"},
 		"Memory.DisableOOMKiller":         {memory(specs.LinuxMemory{DisableOOMKiller: ptr(true)}), "memory.oom_control=1", "error: disabled OOM killer"},

@@ -241,6 +241,7 @@ func (a *app) make(id string, b *birth, listen bool) (_ *made, err error) {
 	if h := spec.Hooks; h != nil {
 		// The first kind is as old as a create that was already over when it ran, and is told so still.
 		pid := strconv.Itoa(r.PID)
+		//lint:ignore SA1019 prestart is deprecated, not gone
 		if len(h.Prestart)+len(h.CreateRuntime) > 0 {
 			if err := m.process.Await(); err != nil {
 				return nil, err
