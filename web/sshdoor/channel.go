@@ -122,11 +122,12 @@ func (c *channel) guarded(run func(*channel) int, log *slog.Logger) (code int) {
 	return run(c)
 }
 
-// finish tells the client the exit status and closes the channel.
+// finish tells the client the exit status and closes the channel. The status goes before the end of the output: a client
+// whose input has ended answers that end with a close, which package ssh returns at once, and after it nothing can be said.
 func (c *channel) finish(code int) {
 	c.in.close()
-	_ = c.CloseWrite()
 	_, _ = c.SendRequest("exit-status", false, gossh.Marshal(struct{ Status uint32 }{uint32(code)}))
+	_ = c.CloseWrite()
 	_ = c.Close()
 }
 
