@@ -95,19 +95,6 @@ func run(ctx context.Context, places, names []string, only string, verbose bool)
 	return nil
 }
 
-// native runs the programs on this machine.
-func native(ctx context.Context, work string, runtimes []runtime, only string) (table, error) {
-	programs, err := list(work, only)
-	if err != nil {
-		return nil, err
-	}
-	r := &runner{work: work, runtimes: runtimes, limit: time.Minute, lanes: 8}
-	if _, err := os.Stat("/sys/fs/cgroup/unified"); err == nil {
-		r.hide = true
-	}
-	return r.run(ctx, programs), ctx.Err()
-}
-
 // guest starts this program again in a guest, where it calls runInside.
 func guest(ctx context.Context, work string, runtimes []runtime, only string) (table, error) {
 	here, err := os.Getwd()

@@ -19,6 +19,7 @@ const tries = 3
 // runner runs programs with every runtime.
 type runner struct {
 	work     string
+	env      []string // of programs, besides this one's
 	runtimes []runtime
 	limit    time.Duration // for one run of one program
 	lanes    int           // programs at a time
@@ -121,17 +122,22 @@ func (r *runner) round(ctx context.Context, tasks []task, done func(task, outcom
 // hideHybrid runs what follows without the unified hierarchy of a hybrid machine, with which crun and runc can't deal.
 const hideHybrid = `if mountpoint -q /sys/fs/cgroup/unified; then umount /sys/fs/cgroup/unified; fi; exec "$@"`
 
+// hidden is the command that hides the hierarchy from another, if it is to.
+func hidden(hide bool, args ...string) []string {
+	if !hide {
+		return args
+	}
+	return append([]string{"unshare", "-m", "--propagation", "private", "sh", "-c", hideHybrid, "sh"}, args...)
+}
+
 // one runs one program with one runtime.
 func (r *runner) one(ctx context.Context, x task) outcome {
 	ctx, cancel := context.WithTimeout(ctx, r.limit)
 	defer cancel()
-	args := []string{filepath.Join(r.work, "bin", x.program)}
-	if r.hide && x.runtime > 0 {
-		args = append([]string{"unshare", "-m", "--propagation", "private", "sh", "-c", hideHybrid, "sh"}, args...)
-	}
+	args := hidden(r.hide && x.runtime > 0, filepath.Join(r.work, "bin", x.program))
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Dir = r.work
-	cmd.Env = append(os.Environ(), "RUNTIME="+r.runtimes[x.runtime].path)
+	cmd.Env = append(append(os.Environ(), r.env...), "RUNTIME="+r.runtimes[x.runtime].path)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = time.Second
