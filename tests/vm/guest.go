@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -311,6 +312,9 @@ func scratchDisk() string {
 	return ""
 }
 
+// lastWords is how long after the command's end its children may still write. They end with the machine.
+const lastWords = 5 * time.Second
+
 func execute(p *port, job *Job) error {
 	if err := command("/bin/busybox", "modprobe", "virtio_blk"); err != nil {
 		p.send(frameFailed, []byte(err.Error()))
@@ -320,6 +324,7 @@ func execute(p *port, job *Job) error {
 	cmd.Dir = job.Dir
 	cmd.Env = append(job.Env, "LEARNOS_VM=1", "LEARNOS_VM_DISK="+scratchDisk())
 	cmd.Stdout, cmd.Stderr = portWriter{p, frameOut}, portWriter{p, frameErr}
+	cmd.WaitDelay = lastWords
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if job.Shell {
 		console, err := os.OpenFile("/dev/ttyS0", os.O_RDWR, 0)
@@ -365,6 +370,8 @@ func reapUntil(cmd *exec.Cmd) (byte, error) {
 	switch {
 	case err == nil:
 		return 0, nil
+	case errors.Is(err, exec.ErrWaitDelay): // it ended well
+		return 0, fmt.Errorf("the command left processes that hold its output open; they end with the machine, %v after it", lastWords)
 	case errors.As(err, &exit):
 		if s, ok := exit.Sys().(syscall.WaitStatus); ok && s.Signaled() {
 			return byte(128 + int(s.Signal())), nil

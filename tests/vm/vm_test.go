@@ -100,6 +100,19 @@ func TestSignalledCommand(t *testing.T) {
 	}
 }
 
+// What a command leaves running keeps neither its status nor the machine from ending.
+func TestCommandLeavesChildren(t *testing.T) {
+	for _, want := range []int{0, 3} {
+		out, errs, status := guestRun(t, fmt.Sprintf("setsid sh -c 'echo from a child; sleep 600' & sleep 1; exit %d", want))
+		if status != want || !strings.Contains(out, "from a child\n") {
+			t.Errorf("status %d, want %d: %s%s", status, want, out, errs)
+		}
+		if told := strings.Contains(errs, "hold its output open"); told != (want == 0) {
+			t.Errorf("status %d: %q", want, errs)
+		}
+	}
+}
+
 // A guest that goes away says nothing about the command: that is not the command's failure.
 func TestLostGuestIsInfrastructure(t *testing.T) {
 	_, errs, status := guestRun(t, "echo 1 > /proc/sys/kernel/sysrq; echo b > /proc/sysrq-trigger; sleep 60")
