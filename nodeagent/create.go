@@ -50,7 +50,10 @@ type CreateOptions struct {
 	Limits     Limits
 	ReadOnly   bool
 	HostUsers  bool // no user namespace; all else stays locked down
-	Platform   *PlatformRecord
+	// CapAdd and CapDrop change what root inside may do (capabilities(7)), as docker's --cap-add and --cap-drop do: names with
+	// or without CAP_, in any case; "ALL" can be dropped. Of those added the ones that act on the whole machine are refused.
+	CapAdd, CapDrop []string
+	Platform        *PlatformRecord
 
 	// Timings are of stages before this one, in microseconds, for the record.
 	Timings map[string]int64
@@ -114,6 +117,9 @@ func (o *CreateOptions) check() error {
 	if err := o.Limits.check(); err != nil {
 		return err
 	}
+	if _, err := o.Capabilities(); err != nil {
+		return err
+	}
 	for _, kv := range o.Env {
 		if key, _, ok := strings.Cut(kv, "="); !ok || key == "" || strings.ContainsRune(kv, 0) {
 			return fmt.Errorf("environment variable %q: want NAME=VALUE", kv)
@@ -137,6 +143,7 @@ func (o *CreateOptions) record() *Record {
 		Image: o.Image.Name, Digest: o.Image.Digest,
 		TTY: o.TTY, State: StateCreating, Owner: o.Owner, Maker: self(), AutoRemove: o.AutoRemove,
 		Net: o.Net, Ports: o.Ports, Volumes: o.Volumes, Limits: o.Limits, ReadOnly: o.ReadOnly,
+		CapAdd: properNames(o.CapAdd), CapDrop: properNames(o.CapDrop),
 		Cwd: o.Cwd, User: o.User, CreatedAt: time.Now().UTC(), Timings: map[string]int64{}, Platform: o.Platform,
 	}
 	maps.Copy(r.Timings, o.Timings)
@@ -358,10 +365,16 @@ func (b *builder) mount(ctx context.Context, fill func() error) (err error) {
 	if err := fill(); err != nil {
 		return err
 	}
-	if !b.env.rec.ReadOnly {
-		return nil
+	// Nobody inside gains privileges by an exec. With nosuid a file that would give them (set-uid, or capabilities) runs without:
+	// no_new_privs alone has the kernel refuse Debian's ping, whose file asks for CAP_NET_RAW (bprm_caps_from_vfs_caps).
+	attr := uint64(unix.MOUNT_ATTR_NOSUID)
+	if b.env.rec.ReadOnly {
+		attr |= unix.MOUNT_ATTR_RDONLY
 	}
-	return unix.MountSetattr(int(b.root.Fd()), "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+	if err := unix.MountSetattr(int(b.root.Fd()), "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: attr}); err != nil {
+		return fmt.Errorf("mount attributes of the disk: %w", err)
+	}
+	return nil
 }
 
 // start lets init build the inside.

@@ -25,7 +25,7 @@ const (
 )
 
 // pool keeps spare environments, as many of each kind as were asked for lately, and never more than a bound. A kind is an
-// image's content and a set of limits. Its methods work on a nil pool, which keeps none.
+// image's content, a set of limits, and capabilities. Its methods work on a nil pool, which keeps none.
 type pool struct {
 	node  *Node
 	bound int
@@ -42,14 +42,14 @@ type pool struct {
 	changed chan struct{}
 }
 
-// kind is what spares of one image and one set of limits have in common.
+// kind is what spares of one image, one set of limits and the same capabilities have in common.
 type kind struct {
-	name   string // in pool.kinds
-	image  *rootfs.Image
-	limits Limits
-	score  float64 // creates asked for, those of spareHalfLife ago counting half, and so on
-	at     time.Time
-	ready  []*spare
+	name  string // in pool.kinds
+	image *rootfs.Image
+	like  CreateOptions // what all of them are made like; see spareLike
+	score float64       // creates asked for, those of spareHalfLife ago counting half, and so on
+	at    time.Time
+	ready []*spare
 }
 
 func (k *kind) decayed(now time.Time) float64 {
@@ -111,11 +111,12 @@ func (p *pool) take(o *CreateOptions) *spare {
 	if p == nil || !o.fitsSpare() {
 		return nil
 	}
-	limits := spareLimits(o.Limits)
+	like := spareLike(o)
 	name, err := json.Marshal(struct {
-		Digest string
-		Limits Limits
-	}{o.Image.Digest, limits})
+		Digest          string
+		Limits          Limits
+		CapAdd, CapDrop []string
+	}{o.Image.Digest, like.Limits, like.CapAdd, like.CapDrop})
 	if err != nil {
 		return nil
 	}
@@ -126,7 +127,7 @@ func (p *pool) take(o *CreateOptions) *spare {
 	}
 	k := p.kinds[string(name)]
 	if k == nil {
-		k = &kind{name: string(name), limits: limits}
+		k = &kind{name: string(name), like: like}
 		p.kinds[k.name] = k
 	}
 	now := time.Now()
@@ -253,7 +254,7 @@ func (p *pool) next(now time.Time) (lacking *kind, surplus *spare, wait time.Dur
 
 // make adds a spare to its kind; next has counted it already.
 func (p *pool) make(ctx context.Context, k *kind) {
-	s, err := p.node.makeSpare(ctx, k.image, k.limits)
+	s, err := p.node.makeSpare(ctx, k.image, k.like)
 	p.mu.Lock()
 	if err != nil {
 		p.count--

@@ -103,6 +103,8 @@ type Record struct {
 	Volumes    []Volume         `json:"volumes,omitempty"`
 	Limits     Limits           `json:"limits"`
 	ReadOnly   bool             `json:"readOnly,omitempty"`
+	CapAdd     []string         `json:"capAdd,omitempty"`  // capabilities of root inside beyond the usual ones, by their proper names
+	CapDrop    []string         `json:"capDrop,omitempty"` // and those it has not; "ALL" for every usual one
 	FirstID    int              `json:"firstID,omitempty"` // first host id of its range; 0: no user namespace
 	PID        int              `json:"pid,omitempty"`     // init's, on the host
 	CreatedAt  time.Time        `json:"createdAt"`

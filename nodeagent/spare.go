@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -34,6 +35,8 @@ type SpareRecord struct {
 	Image   string    `json:"image"`
 	Digest  string    `json:"digest"`
 	Limits  Limits    `json:"limits"`
+	CapAdd  []string  `json:"capAdd,omitempty"`
+	CapDrop []string  `json:"capDrop,omitempty"`
 	FirstID int       `json:"firstID"`
 	Maker   Process   `json:"maker"` // who alone can give it away; with it a spare ends
 	MadeAt  time.Time `json:"madeAt"`
@@ -44,7 +47,7 @@ type SpareRecord struct {
 }
 
 // fitsSpare tells whether an environment is one of the kind that spares are made of: everything that is decided at its
-// start, and not by image and limits, is as usual.
+// start, and not by image, limits and capabilities, is as usual.
 func (o *CreateOptions) fitsSpare() bool {
 	return o.Owner == OwnerPlatform && o.NoMain && o.Net == NetBridge && !o.ReadOnly && !o.HostUsers &&
 		len(o.Ports) == 0 && len(o.Volumes) == 0
@@ -57,14 +60,19 @@ func spareLimits(l Limits) Limits {
 	return l
 }
 
-// makeSpare makes an environment of that image with those limits, for nobody yet. On an error nothing is left.
-func (n *Node) makeSpare(ctx context.Context, img *rootfs.Image, limits Limits) (*spare, error) {
-	o := &CreateOptions{ID: NewID(), Image: img, NoMain: true, Owner: OwnerPlatform, Net: NetBridge, Limits: spareLimits(limits)}
-	o.Hostname = "spare"
+// spareLike is what spares for such an environment are made like, whatever their image.
+func spareLike(o *CreateOptions) CreateOptions {
+	return CreateOptions{NoMain: true, Owner: OwnerPlatform, Net: NetBridge, Hostname: "spare",
+		Limits: spareLimits(o.Limits), CapAdd: properNames(o.CapAdd), CapDrop: properNames(o.CapDrop)}
+}
+
+// makeSpare makes an environment of that image, for nobody yet. On an error nothing is left.
+func (n *Node) makeSpare(ctx context.Context, img *rootfs.Image, o CreateOptions) (*spare, error) {
+	o.ID, o.Image = NewID(), img
 	if err := o.check(); err != nil {
 		return nil, err
 	}
-	b := &builder{node: n, o: o, env: &Environment{node: n, rec: *o.record()}, timings: map[string]int64{}}
+	b := &builder{node: n, o: &o, env: &Environment{node: n, rec: *o.record()}, timings: map[string]int64{}}
 	defer b.close()
 	s, err := b.spare(ctx)
 	if err != nil {
@@ -76,7 +84,8 @@ func (n *Node) makeSpare(ctx context.Context, img *rootfs.Image, limits Limits) 
 
 func (b *builder) spare(ctx context.Context) (*spare, error) {
 	n, r := b.node, &b.env.rec
-	s := &spare{rec: SpareRecord{ID: r.ID, Image: r.Image, Digest: r.Digest, Limits: r.Limits, Maker: r.Maker, MadeAt: r.CreatedAt}}
+	s := &spare{rec: SpareRecord{ID: r.ID, Image: r.Image, Digest: r.Digest, Limits: r.Limits, CapAdd: r.CapAdd, CapDrop: r.CapDrop,
+		Maker: r.Maker, MadeAt: r.CreatedAt}}
 	b.onFailure(func(context.Context) error { return n.forgetSpare(r.ID) })
 	if err := b.identify(func() error {
 		s.rec.FirstID = r.FirstID
@@ -108,7 +117,8 @@ func (b *builder) spare(ctx context.Context) (*spare, error) {
 func (n *Node) give(ctx context.Context, s *spare, r *Record) (_ *Environment, err error) {
 	begin := time.Now()
 	defer s.close()
-	if r.Digest != s.rec.Digest || spareLimits(r.Limits) != s.rec.Limits || s.rec.For != "" {
+	if r.Digest != s.rec.Digest || spareLimits(r.Limits) != s.rec.Limits || s.rec.For != "" ||
+		!slices.Equal(r.CapAdd, s.rec.CapAdd) || !slices.Equal(r.CapDrop, s.rec.CapDrop) {
 		return nil, fmt.Errorf("spare %s was made for something else", s.rec.ID)
 	}
 	dir := n.envDir(r.ID)

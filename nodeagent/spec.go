@@ -35,9 +35,6 @@ func buildSpec(r *Record) (*specs.Spec, error) {
 	if r.FirstID == 0 {
 		l.Namespaces = without(l.Namespaces, specs.UserNamespace)
 		l.UIDMappings, l.GIDMappings = nil, nil
-		// Root inside is the kernel's root now. The device list keeps it from opening a disk's node, but not a user of
-		// the host who finds one in a volume.
-		dropCapability(s.Process.Capabilities, "CAP_MKNOD")
 	} else {
 		l.UIDMappings = []specs.LinuxIDMapping{{ContainerID: 0, HostID: uint32(r.FirstID), Size: idRangeSize}}
 		l.GIDMappings = slices.Clone(l.UIDMappings)
@@ -56,17 +53,14 @@ func buildSpec(r *Record) (*specs.Spec, error) {
 			s.Mounts = slices.DeleteFunc(s.Mounts, func(m specs.Mount) bool { return m.Type == "sysfs" })
 		}
 	}
+	if err := r.capabilities(s); err != nil {
+		return nil, err
+	}
 	setResources(l, r.Limits)
 	// Some of the kernel's memory is charged to nobody. When the machine runs out of it, environments go before the node.
 	before := oomScoreAdj
 	s.Process.OOMScoreAdj = &before
 	return s, nil
-}
-
-func dropCapability(c *specs.LinuxCapabilities, name string) {
-	for _, set := range []*[]string{&c.Bounding, &c.Effective, &c.Permitted, &c.Inheritable, &c.Ambient} {
-		*set = slices.DeleteFunc(*set, func(have string) bool { return have == name })
-	}
 }
 
 func without(list []specs.LinuxNamespace, kind specs.LinuxNamespaceType) []specs.LinuxNamespace {

@@ -30,14 +30,14 @@ func DefaultSeccomp(s *specs.Spec) (*specs.LinuxSeccomp, error) {
 	if err != nil {
 		return nil, fmt.Errorf("seccomp profile: %w", err)
 	}
-	tighten(p)
+	tighten(p, slices.Contains(s.Process.Capabilities.Bounding, "CAP_NET_RAW"))
 	return p, nil
 }
 
-// socketFamilies are those that programs inside have a use for: local, IPv4, IPv6, netlink, packets.
-var socketFamilies = []uint64{unix.AF_UNIX, unix.AF_INET, unix.AF_INET6, unix.AF_NETLINK, unix.AF_PACKET}
+// socketFamilies are those that programs inside have a use for: local, IPv4, IPv6, netlink.
+var socketFamilies = []uint64{unix.AF_UNIX, unix.AF_INET, unix.AF_INET6, unix.AF_NETLINK}
 
-// tighten takes from moby's profile four things that let one tenant reach what is everybody's. Rules that come first win.
+// tighten takes from moby's profile five things that let one tenant reach what is everybody's. Rules that come first win.
 //
 // The family of a socket is an int to the kernel, while a profile compares 64 bits: AF_VSOCK with a bit set above the 32nd
 // is greater than every family it refuses. No program has reason to set one.
@@ -46,6 +46,9 @@ var socketFamilies = []uint64{unix.AF_UNIX, unix.AF_INET, unix.AF_INET6, unix.AF
 // gives what a kernel without them gives, EAFNOSUPPORT. Netlink's protocol for programs among themselves goes, too: what
 // lies in its queues is charged to nobody.
 //
+// Packet sockets are for who has CAP_NET_RAW. The kernel asks for it, too, but relative to the network namespace: who may
+// make namespaces would have it there. Others get EPERM as from the kernel, which is what tcpdump and nmap explain best.
+//
 // i386's socketcall(2) keeps the family behind a pointer, where no filter can read it, so it makes no sockets at all; what
 // else it does to them stays. musl falls back to socket(2). The glibc of most distributions and Go for 386 do not: their
 // 32-bit programs have no network. Without AppArmor or SELinux, which look at the family itself, there is no third way.
@@ -53,7 +56,7 @@ var socketFamilies = []uint64{unix.AF_UNIX, unix.AF_INET, unix.AF_INET6, unix.AF
 // io_setup(2) draws on one number for the whole machine (fs.aio-max-nr), whatever it is raised to. MySQL, MariaDB and nginx
 // take ENOSYS for a kernel without it and go on with threads or plain reads; what insists on it (fio's libaio, ScyllaDB)
 // needs a profile of its own.
-func tighten(p *specs.LinuxSeccomp) {
+func tighten(p *specs.LinuxSeccomp, packets bool) {
 	refused := func(name string) bool { return name == "socketcall" || name == "io_setup" }
 	for i, call := range p.Syscalls {
 		if slices.ContainsFunc(call.Names, refused) {
@@ -70,9 +73,18 @@ func tighten(p *specs.LinuxSeccomp) {
 			{Index: 0, Value: unix.AF_NETLINK, Op: specs.OpEqualTo},
 			{Index: 2, Value: math.MaxUint32, ValueTwo: unix.NETLINK_USERSOCK, Op: specs.OpMaskedEqual}}},
 	}
-	for _, family := range socketFamilies {
-		first = append(first, specs.LinuxSyscall{Names: sockets, Action: specs.ActAllow,
-			Args: []specs.LinuxSeccompArg{{Index: 0, Value: family, Op: specs.OpEqualTo}}})
+	family := func(n uint64, action specs.LinuxSeccompAction, errno *uint) {
+		first = append(first, specs.LinuxSyscall{Names: sockets, Action: action, ErrnoRet: errno,
+			Args: []specs.LinuxSeccompArg{{Index: 0, Value: n, Op: specs.OpEqualTo}}})
+	}
+	for _, n := range socketFamilies {
+		family(n, specs.ActAllow, nil)
+	}
+	if packets {
+		family(unix.AF_PACKET, specs.ActAllow, nil)
+	} else {
+		denied := uint(unix.EPERM)
+		family(unix.AF_PACKET, specs.ActErrno, &denied)
 	}
 	p.Syscalls = slices.Insert(p.Syscalls, 0, append(first,
 		specs.LinuxSyscall{Names: sockets, Action: specs.ActErrno, ErrnoRet: &noFamily},

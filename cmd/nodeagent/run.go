@@ -27,7 +27,7 @@ type runFlags struct {
 	interactive, tty, detach, rm, readOnly, insecure bool
 	name, hostname, net, cwd, user, ns               string
 	limits                                           limitFlags
-	env, ports, volumes                              []string
+	env, ports, volumes, capAdd, capDrop             []string
 	entrypoint                                       string
 }
 
@@ -59,6 +59,8 @@ nodeagent run -d --name web -p 8080:80 --memory 128m --cpus 0.5 busybox httpd -f
 			f.StringArrayVarP(&o.volumes, "volume", "v", nil, "`SRC:DST[:ro]`, a path of the host to mount; may be repeated")
 			f.BoolVar(&o.readOnly, "read-only", false, "make the root file system read-only")
 			f.StringVar(&o.ns, "userns", "auto", "`MODE`: auto (own user ids) or host (the host's; root inside is root outside)")
+			f.StringArrayVar(&o.capAdd, "cap-add", nil, "capability `CAP` that root inside has besides the usual ones, as in NET_RAW; may be repeated")
+			f.StringArrayVar(&o.capDrop, "cap-drop", nil, "capability `CAP` that it has not; ALL for none; may be repeated")
 			f.StringVar(&o.entrypoint, "entrypoint", "", "`CMD` in place of the image's entrypoint")
 			f.BoolVar(&o.insecure, "insecure", false, "pull over plain HTTP, if IMAGE has to be pulled")
 			return func(ctx context.Context, a *app, args []string) error {
@@ -72,6 +74,7 @@ func (o *runFlags) createOptions(f *pflag.FlagSet, args []string) (nodeagent.Cre
 	c := nodeagent.CreateOptions{
 		Name: o.name, Hostname: o.hostname, Args: args[1:], Cwd: o.cwd, User: o.user, TTY: o.tty,
 		Owner: nodeagent.OwnerForeground, AutoRemove: o.rm, KeepStdin: o.interactive, Net: o.net, ReadOnly: o.readOnly,
+		CapAdd: o.capAdd, CapDrop: o.capDrop,
 	}
 	if o.detach {
 		c.Owner = nodeagent.OwnerDetached
@@ -90,6 +93,9 @@ func (o *runFlags) createOptions(f *pflag.FlagSet, args []string) (nodeagent.Cre
 	case nodeagent.NetBridge, nodeagent.NetNone, nodeagent.NetHost:
 	default:
 		return c, fmt.Errorf("--net %q: want bridge, none or host", o.net)
+	}
+	if _, err := c.Capabilities(); err != nil {
+		return c, err
 	}
 	var err error
 	if c.Limits, err = o.limits.parse(f); err != nil {
