@@ -40,6 +40,8 @@ type Deps struct {
 	Log *slog.Logger
 	// Listener and TunnelListener replace listening on gateway.addr and gateway.tunnelAddr.
 	Listener, TunnelListener net.Listener
+	// Etcd is used, and not closed, in place of a client of the gateway's own as [etcd] of the configuration describes it.
+	Etcd *clientv3.Client
 	// Sender brings verification codes to people; nil is SMTP when gateway.smtpAddr is set, else the log.
 	Sender auth.CodeSender
 	// Version is what GET /api/v1/config answers; "" is "dev".
@@ -51,7 +53,7 @@ type Server struct {
 	cfg    *config.Config
 	log    *slog.Logger
 	store  *store.Store
-	etcd   *clientv3.Client
+	etcd   *clientv3.Client // the gateway's own; nil when it was given one
 	queue  *queue.Queue
 	fleet  *fleet.Fleet
 	events *events.Hub
@@ -105,10 +107,14 @@ func New(ctx context.Context, cfg *config.Config, deps Deps) (_ *Server, err err
 	if err != nil {
 		return nil, err
 	}
-	if s.etcd, err = queue.Dial(cfg.Etcd); err != nil {
-		return nil, err
+	etcd := deps.Etcd
+	if etcd == nil {
+		if s.etcd, err = queue.Dial(cfg.Etcd); err != nil {
+			return nil, err
+		}
+		etcd = s.etcd
 	}
-	s.queue = queue.NewWith(s.etcd, cfg.Etcd.Prefix, queue.Options{Log: s.log})
+	s.queue = queue.NewWith(etcd, cfg.Etcd.Prefix, queue.Options{Log: s.log})
 
 	g := cfg.Gateway
 	policy := fleet.Policy{MaxEnvironments: g.MaxEnvironments, IdleTimeout: g.IdleTimeout, DefaultLifetime: g.DefaultLifetime, MaxLifetime: g.MaxLifetime}

@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
@@ -53,6 +54,16 @@ type daemon struct {
 // same root, or the configuration makes no sense. That etcd is away is no reason: environments that run go on, and
 // their states are told when it is back. When it returns, environments and their sessions go on.
 func Serve(ctx context.Context, cfg *config.Config) error {
+	cli, err := queue.Dial(cfg.Etcd)
+	if err != nil {
+		return fmt.Errorf("etcd: %w", err)
+	}
+	defer cli.Close()
+	return ServeWith(ctx, cfg, cli)
+}
+
+// ServeWith is Serve with an etcd client of the caller's.
+func ServeWith(ctx context.Context, cfg *config.Config, etcd *clientv3.Client) error {
 	opts, err := nodeOptions(cfg.Node)
 	if err != nil {
 		return err
@@ -76,13 +87,8 @@ func Serve(ctx context.Context, cfg *config.Config) error {
 	if _, err := n.Bridge(ctx); err != nil {
 		return err
 	}
-	cli, err := queue.Dial(cfg.Etcd)
-	if err != nil {
-		return fmt.Errorf("etcd: %w", err)
-	}
-	defer cli.Close()
 	d := &daemon{
-		node: n, name: nodeName(cfg.Node), cfg: cfg.Node, queue: queue.New(cli, cfg.Etcd.Prefix),
+		node: n, name: nodeName(cfg.Node), cfg: cfg.Node, queue: queue.New(etcd, cfg.Etcd.Prefix),
 		log: slog.Default().With("node", nodeName(cfg.Node)), started: time.Now(), life: ctx,
 		envs: map[string]*hosted{}, sample: make(chan struct{}),
 		kick: make(chan struct{}, 1), news: make(chan struct{}, 1),

@@ -179,13 +179,15 @@ func (u *upper) run(ctx context.Context) (err error) {
 	prefix := u.cfg.Etcd.Prefix
 	u.cfg.Etcd = etcd.Config()
 	u.cfg.Etcd.Prefix = prefix
+	client := etcd.Client()
 	parts = append(parts, start("etcd", broken, func(ctx context.Context) error {
+		defer etcd.Close()
+		defer client.Close()
 		select {
 		case err := <-etcd.Err():
-			_ = etcd.Close()
 			return err
 		case <-ctx.Done():
-			return etcd.Close()
+			return nil
 		}
 	}))
 	u.say("  etcd   %s", strings.Join(u.cfg.Etcd.Addresses, " "))
@@ -199,7 +201,7 @@ func (u *upper) run(ctx context.Context) (err error) {
 	password := gateway.AdminPasswordFile(u.cfg)
 	_, statErr := os.Stat(password)
 	first := errors.Is(statErr, os.ErrNotExist)
-	gw, err := gateway.New(ctx, u.cfg, gateway.Deps{Listener: api, Version: buildinfo.Version()})
+	gw, err := gateway.New(ctx, u.cfg, gateway.Deps{Listener: api, Etcd: client, Version: buildinfo.Version()})
 	if err != nil {
 		return fmt.Errorf("the gateway cannot start: %w", err)
 	}
@@ -216,7 +218,7 @@ func (u *upper) run(ctx context.Context) (err error) {
 	} else {
 		u.say("  image  busybox, %d ms", time.Since(began).Milliseconds())
 	}
-	parts = append(parts, start("the node", broken, func(ctx context.Context) error { return nodeagent.Serve(ctx, u.cfg) }))
+	parts = append(parts, start("the node", broken, func(ctx context.Context) error { return nodeagent.ServeWith(ctx, u.cfg, client) }))
 	parts = append(parts, start("the panel or the SSH door", broken, front.Run))
 
 	p, err := u.ready(ctx, broken)

@@ -41,4 +41,12 @@ func BenchmarkLife(b *testing.B) {
 		defer cli.Close()
 		run(b, queue.New(cli, prefix))
 	})
+	b.Run("inside", func(b *testing.B) {
+		s, err := embedetcd.Start(b.Context(), b.TempDir())
+		must(b, err)
+		defer s.Close()
+		cli := s.Client()
+		defer cli.Close()
+		run(b, queue.New(cli, prefix))
+	})
 }

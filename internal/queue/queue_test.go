@@ -142,7 +142,8 @@ func keys(t testing.TB, cli *clientv3.Client) []string {
 	return all
 }
 
-func TestLifeOfAnEnvironment(t *testing.T) {
+// onEach runs a test with a client of each kind of server: etcd as it comes, ours through a socket, and ours within this process.
+func onEach(t *testing.T, test func(t *testing.T, cli *clientv3.Client)) {
 	servers := map[string]func(t *testing.T) *clientv3.Client{
 		"debian": func(t *testing.T) *clientv3.Client { return queuetest.Start(t).Client() },
 		"embedded": func(t *testing.T) *clientv3.Client {
@@ -153,84 +154,94 @@ func TestLifeOfAnEnvironment(t *testing.T) {
 			t.Cleanup(func() { cli.Close(); s.Close() })
 			return cli
 		},
+		"inside": func(t *testing.T) *clientv3.Client {
+			s, err := embedetcd.Start(ctxOf(t), t.TempDir())
+			must(t, err)
+			cli := s.Client()
+			t.Cleanup(func() { cli.Close(); s.Close() })
+			return cli
+		},
 	}
 	for name, server := range servers {
-		t.Run(name, func(t *testing.T) {
-			cli := server(t)
-			q := queue.NewWith(cli, prefix, quick())
-			ctx := ctxOf(t)
-			lease := register(t, q, "n1", 5*time.Second)
-
-			must(t, q.Enqueue(ctx, createJob("e1")))
-			wantErr(t, q.Enqueue(ctx, createJob("e1")), queue.ErrExists)
-			must(t, q.Enqueue(ctx, createJob("e2")))
-			for i, id := range []string{"e1", "e2"} {
-				if p, err := q.Position(ctx, id); err != nil || p != i {
-					t.Fatalf("place of %s is %d, %v", id, p, err)
-				}
-			}
-			wantState(t, q, "e1", queue.StateQueued)
-
-			c := claim(t, q, "n1", lease)
-			if c.Job.ID != "e1" || c.Job.Attempts != 1 || c.Job.Spec.Owner != "ada" {
-				t.Fatalf("claimed %+v", c.Job)
-			}
-			wantErr(t, q.Enqueue(ctx, createJob("e1")), queue.ErrExists)
-			_, err := q.Position(ctx, "e1")
-			wantErr(t, err, queue.ErrNotFound)
-			wantErr(t, q.Forget(ctx, "e1"), queue.ErrBusy)
-
-			must(t, c.Status(ctx, queue.EnvStatus{State: queue.StatePulling, Percent: 40}))
-			if s := wantState(t, q, "e1", queue.StatePulling); s.Node != "n1" || s.Percent != 40 || s.Rev == 0 || s.UpdatedAt.IsZero() {
-				t.Fatalf("status %+v", s)
-			}
-			wantErr(t, q.PutStatus(ctx, "n2", queue.EnvStatus{ID: "e1", State: queue.StateRunning}), queue.ErrFenced)
-			must(t, c.Finish(ctx, queue.EnvStatus{State: queue.StateRunning, Address: "10.64.0.2"}))
-			must(t, c.Finish(ctx, queue.EnvStatus{State: queue.StateRunning, Address: "10.64.0.2"})) // an answer that never came
-			wantErr(t, c.Status(ctx, queue.EnvStatus{State: queue.StatePulling}), queue.ErrFenced)
-			wantState(t, q, "e1", queue.StateRunning)
-			wantErr(t, q.Enqueue(ctx, createJob("e1")), queue.ErrExists)
-			must(t, q.PutStatus(ctx, "n1", queue.EnvStatus{ID: "e1", State: queue.StateRunning, Stage: "busy"}))
-			wantErr(t, q.PutStatus(ctx, "n1", queue.EnvStatus{ID: "e9"}), queue.ErrNotFound)
-
-			// A delete is bound to the node that has the environment and goes before the waiting create.
-			must(t, q.Enqueue(ctx, deleteJob("e1")))
-			wantErr(t, q.Enqueue(ctx, deleteJob("e1")), queue.ErrExists)
-			d := claim(t, q, "n1", lease)
-			if d.Job.ID != "e1-delete" || d.Job.Kind != queue.KindDelete || d.Job.Node != "n1" {
-				t.Fatalf("claimed %+v", d.Job)
-			}
-			must(t, d.Finish(ctx, queue.EnvStatus{State: queue.StateDeleted}))
-			wantState(t, q, "e1", queue.StateDeleted)
-			wantErr(t, q.Enqueue(ctx, deleteJob("e1")), queue.ErrExists)
-			wantErr(t, q.PutStatus(ctx, "n1", queue.EnvStatus{ID: "e1", State: queue.StateRunning}), queue.ErrFenced)
-			must(t, q.Forget(ctx, "e1"))
-			must(t, q.Forget(ctx, "e1"))
-			must(t, q.Enqueue(ctx, deleteJob("e1"))) // on no node: at once
-			wantState(t, q, "e1", queue.StateDeleted)
-			must(t, q.Forget(ctx, "e1"))
-
-			// A delete of what is still waiting cancels it.
-			must(t, q.Enqueue(ctx, deleteJob("e2")))
-			wantState(t, q, "e2", queue.StateDeleted)
-			noClaim(t, q, "n1", lease)
-			must(t, q.Forget(ctx, "e2"))
-
-			must(t, q.Enqueue(ctx, createJob("e3")))
-			if done, err := q.Cancel(ctx, "e3"); !done || err != nil {
-				t.Fatal(done, err)
-			}
-			if done, err := q.Cancel(ctx, "e3"); done || err != nil {
-				t.Fatal(done, err)
-			}
-			wantErr(t, q.Enqueue(ctx, createJob("e3")), queue.ErrExists) // a late outbox
-			must(t, q.Forget(ctx, "e3"))
-
-			if left := keys(t, cli); !slices.Equal(left, []string{"nodes/n1"}) {
-				t.Fatalf("left behind: %q", left)
-			}
-		})
+		t.Run(name, func(t *testing.T) { test(t, server(t)) })
 	}
+}
+
+func TestLifeOfAnEnvironment(t *testing.T) {
+	onEach(t, func(t *testing.T, cli *clientv3.Client) {
+		q := queue.NewWith(cli, prefix, quick())
+		ctx := ctxOf(t)
+		lease := register(t, q, "n1", 5*time.Second)
+
+		must(t, q.Enqueue(ctx, createJob("e1")))
+		wantErr(t, q.Enqueue(ctx, createJob("e1")), queue.ErrExists)
+		must(t, q.Enqueue(ctx, createJob("e2")))
+		for i, id := range []string{"e1", "e2"} {
+			if p, err := q.Position(ctx, id); err != nil || p != i {
+				t.Fatalf("place of %s is %d, %v", id, p, err)
+			}
+		}
+		wantState(t, q, "e1", queue.StateQueued)
+
+		c := claim(t, q, "n1", lease)
+		if c.Job.ID != "e1" || c.Job.Attempts != 1 || c.Job.Spec.Owner != "ada" {
+			t.Fatalf("claimed %+v", c.Job)
+		}
+		wantErr(t, q.Enqueue(ctx, createJob("e1")), queue.ErrExists)
+		_, err := q.Position(ctx, "e1")
+		wantErr(t, err, queue.ErrNotFound)
+		wantErr(t, q.Forget(ctx, "e1"), queue.ErrBusy)
+
+		must(t, c.Status(ctx, queue.EnvStatus{State: queue.StatePulling, Percent: 40}))
+		if s := wantState(t, q, "e1", queue.StatePulling); s.Node != "n1" || s.Percent != 40 || s.Rev == 0 || s.UpdatedAt.IsZero() {
+			t.Fatalf("status %+v", s)
+		}
+		wantErr(t, q.PutStatus(ctx, "n2", queue.EnvStatus{ID: "e1", State: queue.StateRunning}), queue.ErrFenced)
+		must(t, c.Finish(ctx, queue.EnvStatus{State: queue.StateRunning, Address: "10.64.0.2"}))
+		must(t, c.Finish(ctx, queue.EnvStatus{State: queue.StateRunning, Address: "10.64.0.2"})) // an answer that never came
+		wantErr(t, c.Status(ctx, queue.EnvStatus{State: queue.StatePulling}), queue.ErrFenced)
+		wantState(t, q, "e1", queue.StateRunning)
+		wantErr(t, q.Enqueue(ctx, createJob("e1")), queue.ErrExists)
+		must(t, q.PutStatus(ctx, "n1", queue.EnvStatus{ID: "e1", State: queue.StateRunning, Stage: "busy"}))
+		wantErr(t, q.PutStatus(ctx, "n1", queue.EnvStatus{ID: "e9"}), queue.ErrNotFound)
+
+		// A delete is bound to the node that has the environment and goes before the waiting create.
+		must(t, q.Enqueue(ctx, deleteJob("e1")))
+		wantErr(t, q.Enqueue(ctx, deleteJob("e1")), queue.ErrExists)
+		d := claim(t, q, "n1", lease)
+		if d.Job.ID != "e1-delete" || d.Job.Kind != queue.KindDelete || d.Job.Node != "n1" {
+			t.Fatalf("claimed %+v", d.Job)
+		}
+		must(t, d.Finish(ctx, queue.EnvStatus{State: queue.StateDeleted}))
+		wantState(t, q, "e1", queue.StateDeleted)
+		wantErr(t, q.Enqueue(ctx, deleteJob("e1")), queue.ErrExists)
+		wantErr(t, q.PutStatus(ctx, "n1", queue.EnvStatus{ID: "e1", State: queue.StateRunning}), queue.ErrFenced)
+		must(t, q.Forget(ctx, "e1"))
+		must(t, q.Forget(ctx, "e1"))
+		must(t, q.Enqueue(ctx, deleteJob("e1"))) // on no node: at once
+		wantState(t, q, "e1", queue.StateDeleted)
+		must(t, q.Forget(ctx, "e1"))
+
+		// A delete of what is still waiting cancels it.
+		must(t, q.Enqueue(ctx, deleteJob("e2")))
+		wantState(t, q, "e2", queue.StateDeleted)
+		noClaim(t, q, "n1", lease)
+		must(t, q.Forget(ctx, "e2"))
+
+		must(t, q.Enqueue(ctx, createJob("e3")))
+		if done, err := q.Cancel(ctx, "e3"); !done || err != nil {
+			t.Fatal(done, err)
+		}
+		if done, err := q.Cancel(ctx, "e3"); done || err != nil {
+			t.Fatal(done, err)
+		}
+		wantErr(t, q.Enqueue(ctx, createJob("e3")), queue.ErrExists) // a late outbox
+		must(t, q.Forget(ctx, "e3"))
+
+		if left := keys(t, cli); !slices.Equal(left, []string{"nodes/n1"}) {
+			t.Fatalf("left behind: %q", left)
+		}
+	})
 }
 
 func TestBadJobsAreRefused(t *testing.T) {
@@ -454,41 +465,43 @@ func TestExpiredLeaseIsFenced(t *testing.T) {
 
 // A lease that is lost and regained within the grace costs nothing: the work goes on under the same claim.
 func TestLostLeaseHeals(t *testing.T) {
-	o := quick()
-	o.Grace = time.Hour
-	q, cli, _ := start(t, o)
-	ctx := ctxOf(t)
-	lease := register(t, q, "n1", 3*time.Second)
-	must(t, q.Enqueue(ctx, createJob("e1")))
-	must(t, q.Enqueue(ctx, createJob("e2")))
-	c, idle := claim(t, q, "n1", lease), claim(t, q, "n1", lease)
+	onEach(t, func(t *testing.T, cli *clientv3.Client) {
+		o := quick()
+		o.Grace = time.Hour
+		q := queue.NewWith(cli, prefix, o)
+		ctx := ctxOf(t)
+		lease := register(t, q, "n1", 3*time.Second)
+		must(t, q.Enqueue(ctx, createJob("e1")))
+		must(t, q.Enqueue(ctx, createJob("e2")))
+		c, idle := claim(t, q, "n1", lease), claim(t, q, "n1", lease)
 
-	loseLease(t, cli, "n1")
-	for range 2 {
-		if requeued, dead, err := q.Reap(ctx, 1); err != nil || requeued != nil || dead != nil {
-			t.Fatal(requeued, dead, err) // marks it as lost, and waits
+		loseLease(t, cli, "n1")
+		for range 2 {
+			if requeued, dead, err := q.Reap(ctx, 1); err != nil || requeued != nil || dead != nil {
+				t.Fatal(requeued, dead, err) // marks it as lost, and waits
+			}
 		}
-	}
-	must(t, c.Status(ctx, queue.EnvStatus{State: queue.StateCreating})) // waits for the new lease
-	select {
-	case <-lease.Regained():
-	case <-ctx.Done():
-		t.Fatal("not regained")
-	}
-	if all := keys(t, cli); !slices.Contains(all, "claim/e1") || !slices.Contains(all, "claim/e2") {
-		t.Fatalf("claims are not back: %v", all)
-	}
-	if claims, err := q.Reclaim(ctx, "n1", lease); err != nil || len(claims) > 0 {
-		t.Fatal("claims in work were handed out again", claims, err)
-	}
-	must(t, c.Finish(ctx, queue.EnvStatus{State: queue.StateRunning}))
-	must(t, idle.Finish(ctx, queue.EnvStatus{State: queue.StateRunning}))
-	must(t, lease.Update(ctx, queue.NodeInfo{Name: "n1", Instance: "i-n1", Environments: 2}))
-	nodes, err := q.Nodes(ctx)
-	must(t, err)
-	if len(nodes) != 1 || nodes[0].Environments != 2 {
-		t.Fatal(nodes)
-	}
+		must(t, c.Status(ctx, queue.EnvStatus{State: queue.StateCreating})) // waits for the new lease
+		select {
+		case <-lease.Regained():
+		case <-ctx.Done():
+			t.Fatal("not regained")
+		}
+		if all := keys(t, cli); !slices.Contains(all, "claim/e1") || !slices.Contains(all, "claim/e2") {
+			t.Fatalf("claims are not back: %v", all)
+		}
+		if claims, err := q.Reclaim(ctx, "n1", lease); err != nil || len(claims) > 0 {
+			t.Fatal("claims in work were handed out again", claims, err)
+		}
+		must(t, c.Finish(ctx, queue.EnvStatus{State: queue.StateRunning}))
+		must(t, idle.Finish(ctx, queue.EnvStatus{State: queue.StateRunning}))
+		must(t, lease.Update(ctx, queue.NodeInfo{Name: "n1", Instance: "i-n1", Environments: 2}))
+		nodes, err := q.Nodes(ctx)
+		must(t, err)
+		if len(nodes) != 1 || nodes[0].Environments != 2 {
+			t.Fatal(nodes)
+		}
+	})
 }
 
 // An agent that was killed and started again gets its jobs back at once, and its former self is fenced.
@@ -641,61 +654,63 @@ func TestDeleteOvertakesCreate(t *testing.T) {
 }
 
 func TestRegistry(t *testing.T) {
-	q, cli, _ := start(t, quick())
-	ctx := ctxOf(t)
-	watching, stop := context.WithCancel(ctx)
-	gateways, nodes := q.WatchGateways(watching), q.WatchNodes(watching)
-	if g := <-gateways; len(g) != 0 {
-		t.Fatal(g)
-	}
-	if n := <-nodes; len(n) != 0 {
-		t.Fatal(n)
-	}
-	g, err := q.RegisterGateway(ctx, queue.GatewayInfo{ID: "g1", TunnelAddr: "127.0.0.1:1", CertSHA256: "ab"})
-	must(t, err)
-	if all := <-gateways; len(all) != 1 || all[0].CertSHA256 != "ab" {
-		t.Fatal(all)
-	}
-	must(t, g.Update(ctx, queue.GatewayInfo{ID: "g1", TunnelAddr: "127.0.0.1:2", CertSHA256: "ab"}))
-	if all := <-gateways; len(all) != 1 || all[0].TunnelAddr != "127.0.0.1:2" {
-		t.Fatal(all)
-	}
-	must(t, g.Close(ctx))
-	if all := <-gateways; len(all) != 0 {
-		t.Fatal(all)
-	}
-	n := register(t, q, "n1", 3*time.Second)
-	if all := <-nodes; len(all) != 1 || all[0].Name != "n1" {
-		t.Fatal(all)
-	}
-	loseLease(t, cli, "n1")
-	for all := range nodes { // away, and there again
-		if len(all) == 1 {
-			break
+	onEach(t, func(t *testing.T, cli *clientv3.Client) {
+		q := queue.NewWith(cli, prefix, quick())
+		ctx := ctxOf(t)
+		watching, stop := context.WithCancel(ctx)
+		gateways, nodes := q.WatchGateways(watching), q.WatchNodes(watching)
+		if g := <-gateways; len(g) != 0 {
+			t.Fatal(g)
 		}
-	}
-	eventually(t, "the lease lives", n.Alive)
-	stop()
-	for range gateways {
-	}
-	for range nodes {
-	}
-
-	var wg sync.WaitGroup
-	tokens := make([]string, 8)
-	for i := range tokens {
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			token, err := q.TunnelToken(ctx)
-			if err != nil || len(token) != 32 {
-				t.Error(token, err)
+		if n := <-nodes; len(n) != 0 {
+			t.Fatal(n)
+		}
+		g, err := q.RegisterGateway(ctx, queue.GatewayInfo{ID: "g1", TunnelAddr: "127.0.0.1:1", CertSHA256: "ab"})
+		must(t, err)
+		if all := <-gateways; len(all) != 1 || all[0].CertSHA256 != "ab" {
+			t.Fatal(all)
+		}
+		must(t, g.Update(ctx, queue.GatewayInfo{ID: "g1", TunnelAddr: "127.0.0.1:2", CertSHA256: "ab"}))
+		if all := <-gateways; len(all) != 1 || all[0].TunnelAddr != "127.0.0.1:2" {
+			t.Fatal(all)
+		}
+		must(t, g.Close(ctx))
+		if all := <-gateways; len(all) != 0 {
+			t.Fatal(all)
+		}
+		n := register(t, q, "n1", 3*time.Second)
+		if all := <-nodes; len(all) != 1 || all[0].Name != "n1" {
+			t.Fatal(all)
+		}
+		loseLease(t, cli, "n1")
+		for all := range nodes { // away, and there again
+			if len(all) == 1 {
+				break
 			}
-			tokens[i] = string(token)
-		}()
-	}
-	wg.Wait()
-	if slices.Sort(tokens); tokens[0] != tokens[7] {
-		t.Fatal("different tokens")
-	}
+		}
+		eventually(t, "the lease lives", n.Alive)
+		stop()
+		for range gateways {
+		}
+		for range nodes {
+		}
+
+		var wg sync.WaitGroup
+		tokens := make([]string, 8)
+		for i := range tokens {
+			wg.Add(1)
+			go func() {
+				defer wg.Done()
+				token, err := q.TunnelToken(ctx)
+				if err != nil || len(token) != 32 {
+					t.Error(token, err)
+				}
+				tokens[i] = string(token)
+			}()
+		}
+		wg.Wait()
+		if slices.Sort(tokens); tokens[0] != tokens[7] {
+			t.Fatal("different tokens")
+		}
+	})
 }
