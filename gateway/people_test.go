@@ -428,6 +428,18 @@ func TestCatalogue(t *testing.T) {
 	if f := admin.post("/api/v1/images", obj{"source": "x"}).want(422).problem("field"); f != "name" {
 		t.Error(f)
 	}
+	rations := obj{"memoryHighBytes": 64 << 20, "ioReadBps": 1 << 20, "ioWriteBps": 2 << 20, "ioReadIops": 30, "ioWriteIops": 40}
+	i = admin.patch(path, rations).want(200).json()
+	for field, want := range rations {
+		if i[field] != float64(want.(int)) {
+			t.Errorf("%s is %v", field, i[field])
+		}
+	}
+	for field, value := range map[string]int64{"memoryHighBytes": 1 << 40, "ioReadBps": 1, "ioWriteBps": -5, "ioReadIops": -1, "ioWriteIops": 1 << 51} {
+		if f := admin.patch(path, obj{field: value}).want(422, "invalid_field").problem("field"); f != field {
+			t.Errorf("%s: %s", field, f)
+		}
+	}
 	admin.patch(path, obj{"name": "busybox"}).want(409, "name_taken")
 	admin.patch(path, obj{}).want(422)
 	admin.patch(path, obj{"logo": "NO"}).want(422)

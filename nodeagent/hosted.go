@@ -20,7 +20,7 @@ var errEnding = errors.New("the environment is being taken down")
 type hosted struct {
 	d        *daemon
 	id       string
-	promised int64         // bytes of memory
+	promised Limits        // memory and disk of it are kept free for the environment
 	made     chan struct{} // closed when its create has ended, well or not
 	gone     chan struct{} // closed when the daemon has forgotten it
 
@@ -38,7 +38,7 @@ type hosted struct {
 // host adds a running environment to the daemon's.
 func (d *daemon) host(env *Environment) *hosted {
 	r := env.Record()
-	h := &hosted{d: d, id: r.ID, env: env, promised: r.Limits.MemoryBytes, lastSeen: time.Now(),
+	h := &hosted{d: d, id: r.ID, env: env, promised: r.Limits, lastSeen: time.Now(),
 		sessions: map[string]*session{}, made: make(chan struct{}), gone: make(chan struct{}), cancel: func() {}}
 	close(h.made)
 	d.mu.Lock()
@@ -68,13 +68,6 @@ func (h *hosted) letGo() {
 		se.close(false)
 	}
 	h.sessions = map[string]*session{}
-}
-
-// owed is the part of its memory promise that the environment has not taken yet.
-func (h *hosted) owed() int64 {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return max(0, h.promised-int64(h.last.stats.MemoryBytes))
 }
 
 // status is how the environment is, for etcd.

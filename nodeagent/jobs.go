@@ -125,27 +125,6 @@ func (d *daemon) abandon(h *hosted) {
 	})
 }
 
-// fits tells whether the node has room for a job now. The claimer is one goroutine, so nothing changes the answer
-// for the worse before begin has written the promise down.
-func (d *daemon) fits(j queue.Job) bool {
-	if j.Kind != queue.KindCreate {
-		return true
-	}
-	if j.Spec == nil {
-		return true // so that it fails with a reason instead of lying in the queue for ever
-	}
-	if d.lookup(j.EnvID) != nil {
-		return true
-	}
-	d.mu.Lock()
-	count := len(d.envs)
-	d.mu.Unlock()
-	if d.cfg.MaxEnvironments > 0 && count >= d.cfg.MaxEnvironments {
-		return false
-	}
-	return d.free(readMeminfo()) >= j.Spec.Limits.MemoryBytes
-}
-
 // begin starts the work on a claimed job.
 func (d *daemon) begin(ctx context.Context, c *queue.Claim) {
 	j := c.Job
@@ -159,7 +138,7 @@ func (d *daemon) begin(ctx context.Context, c *queue.Claim) {
 			d.settle(ctx, c, queue.EnvStatus{ID: j.EnvID, State: queue.StateFailed, Reason: reason.Say(reason.BadJob)})
 		})
 	default:
-		h := &hosted{d: d, id: j.EnvID, promised: j.Spec.Limits.MemoryBytes, lastSeen: time.Now(),
+		h := &hosted{d: d, id: j.EnvID, promised: limitsOf(j.Spec.Limits), lastSeen: time.Now(),
 			sessions: map[string]*session{}, made: make(chan struct{}), gone: make(chan struct{})}
 		var cctx context.Context
 		cctx, h.cancel = context.WithCancel(ctx)
@@ -269,6 +248,9 @@ func (d *daemon) create(ctx context.Context, h *hosted, spec *queue.EnvSpec, tol
 	if !spec.Deadline.IsZero() && time.Now().After(spec.Deadline) {
 		return nil, errors.New("its deadline passed while it waited in the queue")
 	}
+	if ration, why := spec.Limits.Lacking(d.lacks); ration != "" {
+		return nil, errors.New(lackReason(ration, why))
+	}
 	// What an agent that was killed half way left under this id is nobody else's: jobs' ids are unique.
 	if err := d.node.Delete(ctx, h.id); err != nil {
 		return nil, fmt.Errorf("clear an earlier attempt: %w", err)
@@ -282,13 +264,18 @@ func (d *daemon) create(ctx context.Context, h *hosted, spec *queue.EnvSpec, tol
 	told.tell(ctx, queue.EnvStatus{ID: h.id, State: queue.StateCreating, Deadline: spec.Deadline})
 	return d.node.Create(ctx, CreateOptions{
 		ID: h.id, Timings: map[string]int64{"image": pulled.Microseconds()}, Image: img, NoMain: true, Owner: OwnerPlatform, Hostname: hostnameFor(spec),
-		Limits: Limits{
-			MemoryBytes: spec.Limits.MemoryBytes, CPUs: spec.Limits.CPUs, PIDs: cmp.Or(spec.Limits.PIDs, DefaultPIDs),
-			DiskBytes: spec.Limits.DiskBytes, NetUpBits: spec.Limits.NetUpBits, NetDownBits: spec.Limits.NetDownBits,
-			NetQuotaBytes: spec.Limits.NetQuotaBytes, BlkQuotaBytes: spec.Limits.BlkQuotaBytes,
-		},
-		Platform: &PlatformRecord{Shell: spec.Command, Deadline: spec.Deadline, IdleTimeout: spec.IdleTimeout},
+		Limits: limitsOf(spec.Limits), Platform: &PlatformRecord{Shell: spec.Command, Deadline: spec.Deadline, IdleTimeout: spec.IdleTimeout},
 	})
+}
+
+// limitsOf are a job's limits as the node keeps them.
+func limitsOf(l queue.Limits) Limits {
+	return Limits{
+		MemoryBytes: l.MemoryBytes, MemoryHighBytes: l.MemoryHighBytes, CPUs: l.CPUs, PIDs: cmp.Or(l.PIDs, DefaultPIDs),
+		DiskBytes: l.DiskBytes, NetUpBits: l.NetUpBits, NetDownBits: l.NetDownBits,
+		IO:            IORates{ReadBytes: l.IOReadBPS, WriteBytes: l.IOWriteBPS, Reads: l.IOReadIOPS, Writes: l.IOWriteIOPS},
+		NetQuotaBytes: l.NetQuotaBytes, BlkQuotaBytes: l.BlkQuotaBytes,
+	}
 }
 
 // hostnameFor is what the environment calls itself: its name if that can be a host's, else its id.

@@ -39,18 +39,6 @@ func parseMeminfo(text string) meminfo {
 	return m
 }
 
-// free is what the node may still promise: memory available now, less the reserve, less what environments were
-// promised and have not taken yet (what they have taken is not available any more).
-func (d *daemon) free(m meminfo) int64 {
-	free := m.available - int64(d.cfg.Reserve)
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, h := range d.envs {
-		free -= h.owed()
-	}
-	return max(0, free)
-}
-
 // sizeText writes a number of bytes for people: "512 MiB".
 func sizeText(n int64) string {
 	units := []string{"B", "KiB", "MiB", "GiB", "TiB"}

@@ -41,6 +41,9 @@ type daemon struct {
 	started time.Time
 	life    context.Context // Serve's own, for what is begun by a stream and outlives it
 
+	lacks  map[string]string // rations that this node can't give, and why
+	others others            // of the claimer alone
+
 	mu     sync.Mutex
 	envs   map[string]*hosted
 	sample chan struct{} // closed and renewed whenever there are new figures
@@ -89,7 +92,7 @@ func ServeWith(ctx context.Context, cfg *config.Config, etcd *clientv3.Client) e
 	}
 	d := &daemon{
 		node: n, name: nodeName(cfg.Node), cfg: cfg.Node, queue: queue.New(etcd, cfg.Etcd.Prefix),
-		log: slog.Default().With("node", nodeName(cfg.Node)), started: time.Now(), life: ctx,
+		log: slog.Default().With("node", nodeName(cfg.Node)), started: time.Now(), life: ctx, lacks: n.lacks(),
 		envs: map[string]*hosted{}, sample: make(chan struct{}),
 		kick: make(chan struct{}, 1), news: make(chan struct{}, 1),
 	}
@@ -271,7 +274,9 @@ func (d *daemon) sparesBound() int {
 // 1.5 MiB: enough that an environment is not refused for it.
 const spareRoom = 64 << 20
 
-func (d *daemon) roomForSpare() bool { return d.free(readMeminfo()) >= spareRoom }
+func (d *daemon) roomForSpare() bool {
+	return d.free(readMeminfo()) >= spareRoom && d.diskRoom() >= spareRoom
+}
 
 // wake makes the claimer and the registry look again.
 func (d *daemon) wake() {
@@ -289,16 +294,14 @@ func (d *daemon) info(instance string) queue.NodeInfo {
 	i := queue.NodeInfo{
 		Name: d.name, Version: buildinfo.Version(), Instance: instance, Address: hostAddress(),
 		FreeMemory: d.free(mem), TotalMemory: mem.total, CPUs: goruntime.NumCPU(),
+		DiskRoom: d.diskRoom(), Lacks: d.lacks,
 		MaxEnvironments: d.cfg.MaxEnvironments, StartedAt: d.started, UpdatedAt: time.Now(),
 	}
 	d.mu.Lock()
 	i.Environments = len(d.envs)
 	d.mu.Unlock()
 	i.Spares, _ = d.node.pool.Load().state()
-	var st unix.Statfs_t
-	if unix.Statfs(d.node.root, &st) == nil {
-		i.DiskFree, i.DiskTotal = int64(st.Bavail)*st.Bsize, int64(st.Blocks)*st.Bsize
-	}
+	i.DiskFree, i.DiskTotal, _ = diskSpace(d.node.root)
 	return i
 }
 

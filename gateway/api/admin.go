@@ -20,15 +20,32 @@ import (
 	"github.com/learnos/learnos/internal/queue"
 )
 
-func imageView(i store.Image) gin.H {
+// imageAnswer is an image as the API shows it.
+type imageAnswer struct {
+	ID            int64    `json:"id"`
+	Name          string   `json:"name"`
+	Title         string   `json:"title"`
+	TitleZh       string   `json:"titleZh"`
+	Description   string   `json:"description"`
+	DescriptionZh string   `json:"descriptionZh"`
+	Source        string   `json:"source"`
+	Insecure      bool     `json:"insecure"`
+	Command       []string `json:"command"`
+	Logo          string   `json:"logo"`
+	store.Rations
+	LifetimeSeconds int64 `json:"lifetimeSeconds"`
+	Enabled         bool  `json:"enabled"`
+	Position        int   `json:"position"`
+}
+
+func imageView(i store.Image) imageAnswer {
 	command := i.Command
 	if command == nil {
 		command = []string{}
 	}
-	return gin.H{"id": i.ID, "name": i.Name, "title": i.Title, "titleZh": i.TitleZh, "description": i.Description, "descriptionZh": i.DescriptionZh,
-		"source": i.Source, "insecure": i.Insecure, "command": command, "logo": i.Logo, "memoryBytes": i.MemoryBytes, "cpus": i.CPUs, "pids": i.PIDs,
-		"diskBytes": i.DiskBytes, "netUpBits": i.NetUpBits, "netDownBits": i.NetDownBits, "netQuotaBytes": i.NetQuotaBytes, "blkQuotaBytes": i.BlkQuotaBytes, "lifetimeSeconds": i.LifetimeSeconds,
-		"enabled": i.Enabled, "position": i.Position}
+	return imageAnswer{ID: i.ID, Name: i.Name, Title: i.Title, TitleZh: i.TitleZh, Description: i.Description, DescriptionZh: i.DescriptionZh,
+		Source: i.Source, Insecure: i.Insecure, Command: command, Logo: i.Logo, Rations: i.Rations, LifetimeSeconds: i.LifetimeSeconds,
+		Enabled: i.Enabled, Position: i.Position}
 }
 
 func (a *API) listImages(c *gin.Context) error {
@@ -36,7 +53,7 @@ func (a *API) listImages(c *gin.Context) error {
 	if err != nil {
 		return fmt.Errorf("list images: %w", err)
 	}
-	views := make([]gin.H, len(images))
+	views := make([]imageAnswer, len(images))
 	for n, i := range images {
 		views[n] = imageView(i)
 	}
@@ -56,11 +73,16 @@ type imageRequest struct {
 	Command         *[]string `json:"command"`
 	Logo            *string   `json:"logo"`
 	MemoryBytes     *int64    `json:"memoryBytes"`
+	MemoryHighBytes *int64    `json:"memoryHighBytes"`
 	CPUs            *float64  `json:"cpus"`
 	PIDs            *int64    `json:"pids"`
 	DiskBytes       *int64    `json:"diskBytes"`
 	NetUpBits       *int64    `json:"netUpBits"`
 	NetDownBits     *int64    `json:"netDownBits"`
+	IOReadBPS       *int64    `json:"ioReadBps"`
+	IOWriteBPS      *int64    `json:"ioWriteBps"`
+	IOReadIOPS      *int64    `json:"ioReadIops"`
+	IOWriteIOPS     *int64    `json:"ioWriteIops"`
 	NetQuotaBytes   *int64    `json:"netQuotaBytes"`
 	BlkQuotaBytes   *int64    `json:"blkQuotaBytes"`
 	LifetimeSeconds *int64    `json:"lifetimeSeconds"`
@@ -86,11 +108,16 @@ func (in *imageRequest) apply(i *store.Image) error {
 	put(&i.Command, in.Command)
 	put(&i.Logo, in.Logo)
 	put(&i.MemoryBytes, in.MemoryBytes)
+	put(&i.MemoryHighBytes, in.MemoryHighBytes)
 	put(&i.CPUs, in.CPUs)
 	put(&i.PIDs, in.PIDs)
 	put(&i.DiskBytes, in.DiskBytes)
 	put(&i.NetUpBits, in.NetUpBits)
 	put(&i.NetDownBits, in.NetDownBits)
+	put(&i.IOReadBPS, in.IOReadBPS)
+	put(&i.IOWriteBPS, in.IOWriteBPS)
+	put(&i.IOReadIOPS, in.IOReadIOPS)
+	put(&i.IOWriteIOPS, in.IOWriteIOPS)
 	put(&i.NetQuotaBytes, in.NetQuotaBytes)
 	put(&i.BlkQuotaBytes, in.BlkQuotaBytes)
 	put(&i.LifetimeSeconds, in.LifetimeSeconds)
@@ -183,8 +210,12 @@ func (a *API) listNodes(c *gin.Context) error {
 	slices.SortFunc(nodes, func(x, y queue.NodeInfo) int { return strings.Compare(x.Name, y.Name) })
 	views := make([]gin.H, len(nodes))
 	for i, n := range nodes {
+		lacks := n.Lacks
+		if lacks == nil {
+			lacks = map[string]string{}
+		}
 		views[i] = gin.H{"name": n.Name, "version": n.Version, "address": n.Address, "freeMemory": n.FreeMemory, "totalMemory": n.TotalMemory, "cpus": n.CPUs,
-			"environments": n.Environments, "maxEnvironments": n.MaxEnvironments, "spares": n.Spares, "diskFree": n.DiskFree, "diskTotal": n.DiskTotal,
+			"environments": n.Environments, "maxEnvironments": n.MaxEnvironments, "spares": n.Spares, "diskFree": n.DiskFree, "diskTotal": n.DiskTotal, "diskRoom": n.DiskRoom, "lacks": lacks,
 			"connected": slices.Contains(connected, n.Name), "updatedAt": n.UpdatedAt.UTC()}
 	}
 	c.JSON(http.StatusOK, views)

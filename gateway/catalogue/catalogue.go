@@ -28,18 +28,13 @@ func Check(i *store.Image) error {
 		}
 		return nil
 	}
-	disk := func(bytes int64) error {
-		if bytes == 0 {
-			return nil
+	optional := func(field string, value, least, most int64) error {
+		if value != 0 && (value < least || value > most) {
+			return problem.Field(field, "must be 0 (no limit) or %d to %d", least, most)
 		}
-		return limit("diskBytes", bytes, 16<<20, 16<<40-4096) // what a node can make an image of
+		return nil
 	}
-	rate := func(field string, bits int64) error {
-		if bits == 0 {
-			return nil
-		}
-		return limit(field, bits, 8_000, 1<<50) // less, and no packet gets through in a second
-	}
+	const most = 1 << 50 // of anything in a second
 	text := func(field, value string, most int) error {
 		if !utf8.ValidString(value) || utf8.RuneCountInString(value) > most || strings.ContainsAny(value, "\x00\r\n") {
 			return problem.Field(field, "must be one line of at most %d characters", most)
@@ -70,8 +65,14 @@ func Check(i *store.Image) error {
 		text("title", i.Title, 64), text("titleZh", i.TitleZh, 64), text("description", i.Description, 512), text("descriptionZh", i.DescriptionZh, 512),
 		limit("memoryBytes", i.MemoryBytes, 6<<20, 1<<40), // less, and init does not begin
 		limit("pids", i.PIDs, 16, 1<<22),                  // init has threads of its own
-		disk(i.DiskBytes),
-		rate("netUpBits", i.NetUpBits), rate("netDownBits", i.NetDownBits),
+		optional("memoryHighBytes", i.MemoryHighBytes, 6<<20, i.MemoryBytes),
+		optional("diskBytes", i.DiskBytes, 16<<20, 16<<40-4096), // what a node can make an image of
+		optional("netUpBits", i.NetUpBits, 8_000, most),         // less, and no packet gets through in a second
+		optional("netDownBits", i.NetDownBits, 8_000, most),
+		optional("ioReadBps", i.IOReadBPS, 4096, most), // a page a second
+		optional("ioWriteBps", i.IOWriteBPS, 4096, most),
+		optional("ioReadIops", i.IOReadIOPS, 1, most),
+		optional("ioWriteIops", i.IOWriteIOPS, 1, most),
 		limit("netQuotaBytes", i.NetQuotaBytes, 0, 100<<40),
 		limit("blkQuotaBytes", i.BlkQuotaBytes, 0, 100<<40),
 		limit("lifetimeSeconds", i.LifetimeSeconds, 0, 365*24*3600),
@@ -104,5 +105,6 @@ func Source(s string) error {
 
 // Defaults are the limits of an image that does not say.
 func Defaults() store.Image {
-	return store.Image{MemoryBytes: 256 << 20, CPUs: 1, PIDs: 256, DiskBytes: 2 << 30, NetQuotaBytes: 1 << 30, BlkQuotaBytes: 20 << 30, Enabled: true, Position: 1000}
+	return store.Image{Enabled: true, Position: 1000,
+		Rations: store.Rations{MemoryBytes: 256 << 20, CPUs: 1, PIDs: 256, DiskBytes: 2 << 30, NetQuotaBytes: 1 << 30, BlkQuotaBytes: 20 << 30}}
 }

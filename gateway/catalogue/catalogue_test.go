@@ -38,6 +38,11 @@ func TestCheckNamesTheField(t *testing.T) {
 		"diskBytes":       func(i *store.Image) { i.DiskBytes = 1 << 20 },
 		"netUpBits":       func(i *store.Image) { i.NetUpBits = 100 },
 		"netDownBits":     func(i *store.Image) { i.NetDownBits = -1 },
+		"memoryHighBytes": func(i *store.Image) { i.MemoryHighBytes = i.MemoryBytes + 1 },
+		"ioReadBps":       func(i *store.Image) { i.IOReadBPS = 4095 },
+		"ioWriteBps":      func(i *store.Image) { i.IOWriteBPS = -1 },
+		"ioReadIops":      func(i *store.Image) { i.IOReadIOPS = -1 },
+		"ioWriteIops":     func(i *store.Image) { i.IOWriteIOPS = 1<<50 + 1 },
 		"netQuotaBytes":   func(i *store.Image) { i.NetQuotaBytes = -1 },
 		"blkQuotaBytes":   func(i *store.Image) { i.BlkQuotaBytes = -1 },
 		"lifetimeSeconds": func(i *store.Image) { i.LifetimeSeconds = -1 },
@@ -55,6 +60,16 @@ func TestCheckNamesTheField(t *testing.T) {
 		if err := Check(&i); !errors.As(err, &p) || p.Field != field {
 			t.Errorf("%s: %v", field, err)
 		}
+	}
+}
+
+func TestRationsThatMakeSense(t *testing.T) {
+	i := Defaults()
+	i.Name, i.Source = "x", "busybox"
+	i.Rations = store.Rations{MemoryBytes: 64 << 20, MemoryHighBytes: 64 << 20, CPUs: 0.01, PIDs: 16, DiskBytes: 16 << 20,
+		NetUpBits: 8000, NetDownBits: 8000, IOReadBPS: 4096, IOWriteBPS: 1 << 50, IOReadIOPS: 1, IOWriteIOPS: 1}
+	if err := Check(&i); err != nil {
+		t.Error(err)
 	}
 }
 

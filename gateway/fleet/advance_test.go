@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -51,7 +52,7 @@ func TestAdvance(t *testing.T) {
 }
 
 func TestCapacity(t *testing.T) {
-	e := store.Environment{MemoryBytes: 256 << 20}
+	e := store.Environment{Rations: store.Rations{MemoryBytes: 256 << 20}}
 	for want, nodes := range map[string][]queue.NodeInfo{
 		"no node is online": nil,
 		"no node has room: needs 256 MiB of memory, at most 100 MiB are free": {{FreeMemory: 100 << 20}, {FreeMemory: 20 << 20}}, // as numbers: "20" is not more than "100"
@@ -63,9 +64,39 @@ func TestCapacity(t *testing.T) {
 			t.Errorf("got %q, want %q", got, want)
 		}
 	}
+	e.DiskBytes, e.MemoryHighBytes = 2<<30, 1<<20
+	for want, nodes := range map[string][]queue.NodeInfo{
+		"no node has room: out of disk; needs 2 GiB, at most 1 GiB can still be promised": {{FreeMemory: 1 << 40, DiskTotal: 1 << 40, DiskRoom: 1 << 30}, {DiskTotal: 1 << 40, DiskRoom: 1 << 40}},
+		"no node has room: needs 256 MiB of memory, at most 0 bytes are free":             {{FreeMemory: 0, DiskTotal: 1 << 40, DiskRoom: 1 << 40}, {FreeMemory: 1 << 40, Lacks: map[string]string{queue.RationMemoryHigh: "v1"}}},
+		"no node has room: each holds as many environments as it may":                     {{Environments: 1, MaxEnvironments: 1}, {Lacks: map[string]string{queue.RationDisk: "no mkfs"}}},
+		"a node will take it in a moment":                                                 {{Lacks: map[string]string{queue.RationMemoryHigh: "v1"}}}, // and fail it, with the reason
+	} {
+		if got := capacity(e, nodes); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
 	for n, want := range map[int64]string{0: "0 bytes", 2048: "2 KiB", 1 << 30: "1 GiB", 1500 << 20: "1500 MiB"} {
 		if got := size(n); got != want {
 			t.Errorf("%d: %s", n, got)
+		}
+	}
+}
+
+// Whatever an image rations reaches the nodes.
+func TestEveryRationIsTold(t *testing.T) {
+	var r store.Rations
+	from := reflect.ValueOf(&r).Elem()
+	for i := range from.NumField() {
+		from.Field(i).Set(reflect.ValueOf(i + 1).Convert(from.Field(i).Type()))
+	}
+	told := reflect.ValueOf(limits(r))
+	if told.NumField() != from.NumField() {
+		t.Errorf("%d rations, %d limits", from.NumField(), told.NumField())
+	}
+	for i := range told.NumField() {
+		name := told.Type().Field(i).Name
+		if want := from.FieldByName(name); !want.IsValid() || !told.Field(i).Equal(want) {
+			t.Errorf("%s is told as %v", name, told.Field(i))
 		}
 	}
 }

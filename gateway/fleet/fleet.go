@@ -160,9 +160,7 @@ func (f *Fleet) Create(ctx context.Context, u store.User, image store.Image, nam
 	e := store.Environment{
 		ID: auth.NewID("e"), UserID: u.ID, Owner: u.Username, Name: name,
 		Image: image.Name, Title: image.Title, TitleZh: image.TitleZh, Logo: image.Logo, Source: image.Source, Insecure: image.Insecure, Command: image.Command,
-		MemoryBytes: image.MemoryBytes, CPUs: image.CPUs, PIDs: image.PIDs, DiskBytes: image.DiskBytes,
-		NetUpBits: image.NetUpBits, NetDownBits: image.NetDownBits, NetQuotaBytes: image.NetQuotaBytes, BlkQuotaBytes: image.BlkQuotaBytes,
-		LifetimeSeconds: int64(f.lifetime(image).Seconds()), IdleSeconds: int64(f.Policy.IdleTimeout.Seconds()),
+		Rations: image.Rations, LifetimeSeconds: int64(f.lifetime(image).Seconds()), IdleSeconds: int64(f.Policy.IdleTimeout.Seconds()),
 		CreatedAt: store.At(now),
 	}
 	if e.Name == "" {
@@ -259,14 +257,22 @@ func defaultName(image, id string) string {
 	return string(name) + "-" + id[len(id)-5:]
 }
 
+// limits are an environment's rations as nodes are told them.
+func limits(r store.Rations) queue.Limits {
+	return queue.Limits{
+		MemoryBytes: r.MemoryBytes, MemoryHighBytes: r.MemoryHighBytes, CPUs: r.CPUs, PIDs: r.PIDs, DiskBytes: r.DiskBytes,
+		NetUpBits: r.NetUpBits, NetDownBits: r.NetDownBits,
+		IOReadBPS: r.IOReadBPS, IOWriteBPS: r.IOWriteBPS, IOReadIOPS: r.IOReadIOPS, IOWriteIOPS: r.IOWriteIOPS,
+		NetQuotaBytes: r.NetQuotaBytes, BlkQuotaBytes: r.BlkQuotaBytes,
+	}
+}
+
 // enqueue puts the create job of a row's present try into the queue and notes that it is there. It may be called any
 // number of times, by any number of gateways: the job's id is the row's.
 func (f *Fleet) enqueue(ctx context.Context, e store.Environment) (store.Environment, error) {
 	job := queue.Job{ID: e.ID, Kind: queue.KindCreate, EnvID: e.ID, EnqueuedAt: e.TriedAt.Std(), Spec: &queue.EnvSpec{
 		ID: e.ID, Owner: e.Owner, Name: e.Name, Image: e.Image, Source: e.Source, Insecure: e.Insecure, Command: e.Command,
-		Limits: queue.Limits{MemoryBytes: e.MemoryBytes, CPUs: e.CPUs, PIDs: e.PIDs, DiskBytes: e.DiskBytes,
-			NetUpBits: e.NetUpBits, NetDownBits: e.NetDownBits, NetQuotaBytes: e.NetQuotaBytes, BlkQuotaBytes: e.BlkQuotaBytes},
-		Deadline: e.Deadline.Std(), IdleTimeout: time.Duration(e.IdleSeconds) * time.Second, CreatedAt: e.TriedAt.Std(),
+		Limits: limits(e.Rations), Deadline: e.Deadline.Std(), IdleTimeout: time.Duration(e.IdleSeconds) * time.Second, CreatedAt: e.TriedAt.Std(),
 	}}
 	var err error
 	if e.Try > 0 { // the id was used by the try before

@@ -36,15 +36,8 @@ type View struct {
 	Deadline           *time.Time        `json:"deadline"`
 	LatestDeadline     time.Time         `json:"latestDeadline"`
 	IdleTimeoutSeconds int64             `json:"idleTimeoutSeconds"`
-	MemoryBytes        int64             `json:"memoryBytes"`
-	CPUs               float64           `json:"cpus"`
-	PIDs               int64             `json:"pids"`
-	DiskBytes          int64             `json:"diskBytes"`
-	NetUpBits          int64             `json:"netUpBits"`
-	NetDownBits        int64             `json:"netDownBits"`
-	NetQuotaBytes      int64             `json:"netQuotaBytes"`
-	BlkQuotaBytes      int64             `json:"blkQuotaBytes"`
 	Timings            map[string]int64  `json:"timings"`
+	store.Rations
 }
 
 // View renders an environment. A waiting one costs a question to etcd.
@@ -54,9 +47,7 @@ func (f *Fleet) View(ctx context.Context, e store.Environment) View {
 		State: e.State, Stage: e.Stage, Percent: e.Percent, Reason: e.Reason, Node: e.Node, NodeOnline: e.Node != "" && f.online(e.Node), Address: e.Address,
 		CreatedAt: e.CreatedAt.Std(), StartedAt: e.StartedAt.Ptr(), EndedAt: e.EndedAt.Ptr(), Deadline: e.Deadline.Ptr(),
 		LatestDeadline: f.latestDeadline(e), IdleTimeoutSeconds: e.IdleSeconds,
-		MemoryBytes: e.MemoryBytes, CPUs: e.CPUs, PIDs: e.PIDs, DiskBytes: e.DiskBytes,
-		NetUpBits: e.NetUpBits, NetDownBits: e.NetDownBits, NetQuotaBytes: e.NetQuotaBytes, BlkQuotaBytes: e.BlkQuotaBytes,
-		Timings: e.Timings,
+		Timings: e.Timings, Rations: e.Rations,
 	}
 	if v.Timings == nil {
 		v.Timings = map[string]int64{}
@@ -120,20 +111,35 @@ func capacity(e store.Environment, nodes []queue.NodeInfo) string {
 	if len(nodes) == 0 {
 		return reason.Say(reason.NoNode)
 	}
-	var roomiest int64
-	full := 0
+	var roomiest, widest int64
+	full, lacking, narrow := 0, 0, 0
 	for _, n := range nodes {
+		if ration, _ := limits(e.Rations).Lacking(n.Lacks); ration != "" {
+			lacking++
+			continue
+		}
 		if n.MaxEnvironments > 0 && n.Environments >= n.MaxEnvironments {
 			full++
 			continue
 		}
-		if n.FreeMemory >= e.MemoryBytes {
+		switch {
+		case n.FreeMemory < e.MemoryBytes:
+			roomiest = max(roomiest, n.FreeMemory)
+		case n.DiskTotal > 0 && n.DiskRoom < max(1, e.DiskBytes):
+			narrow++
+			widest = max(widest, n.DiskRoom)
+		default:
 			return reason.Say(reason.SoonTaken)
 		}
-		roomiest = max(roomiest, n.FreeMemory)
 	}
-	if full == len(nodes) {
+	if lacking == len(nodes) {
+		return reason.Say(reason.SoonTaken) // and ends with the reason why none can give it
+	}
+	if full == len(nodes)-lacking {
 		return reason.Say(reason.NodesFull)
+	}
+	if narrow > 0 { // it has the memory
+		return reason.Say(reason.NoDisk, size(e.DiskBytes), size(widest))
 	}
 	return reason.Say(reason.NoMemory, size(e.MemoryBytes), size(max(roomiest, 0)))
 }

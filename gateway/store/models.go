@@ -87,56 +87,60 @@ type Key struct {
 	LastUsedAt  Time   `gorm:"not null"`
 }
 
-// Image is a row of the catalogue. Sizes are bytes, 0 means no limit of that kind.
+// Rations are what an environment may have: of an image those of every environment made from it. They are columns of
+// both tables and, under the same names everywhere, fields of the API. 0 means no limit of that kind.
+type Rations struct {
+	MemoryBytes     int64   `json:"memoryBytes" gorm:"not null"`
+	MemoryHighBytes int64   `json:"memoryHighBytes" gorm:"not null;default:0"` // above it memory is reclaimed and its users slowed down
+	CPUs            float64 `json:"cpus" gorm:"column:cpus;not null"`
+	PIDs            int64   `json:"pids" gorm:"column:pids;not null"`
+	DiskBytes       int64   `json:"diskBytes" gorm:"not null"`
+	NetUpBits       int64   `json:"netUpBits" gorm:"not null;default:0"` // per second
+	NetDownBits     int64   `json:"netDownBits" gorm:"not null;default:0"`
+	IOReadBPS       int64   `json:"ioReadBps" gorm:"column:io_read_bps;not null;default:0"` // bytes per second, of the node's disk
+	IOWriteBPS      int64   `json:"ioWriteBps" gorm:"column:io_write_bps;not null;default:0"`
+	IOReadIOPS      int64   `json:"ioReadIops" gorm:"column:io_read_iops;not null;default:0"` // operations per second
+	IOWriteIOPS     int64   `json:"ioWriteIops" gorm:"column:io_write_iops;not null;default:0"`
+	NetQuotaBytes   int64   `json:"netQuotaBytes" gorm:"not null"`
+	BlkQuotaBytes   int64   `json:"blkQuotaBytes" gorm:"not null"`
+}
+
+// Image is a row of the catalogue.
 type Image struct {
-	ID              int64    `gorm:"primaryKey"`
-	Name            string   `gorm:"size:63;uniqueIndex;not null"`
-	Title           string   `gorm:"size:64;not null"`
-	TitleZh         string   `gorm:"size:64;not null"`
-	Description     string   `gorm:"size:512;not null"`
-	DescriptionZh   string   `gorm:"size:512;not null"`
-	Source          string   `gorm:"size:512;not null"`
-	Insecure        bool     `gorm:"not null"`
-	Command         []string `gorm:"serializer:json;type:text"`
-	Logo            string   `gorm:"size:64;not null"`
-	MemoryBytes     int64    `gorm:"not null"`
-	CPUs            float64  `gorm:"column:cpus;not null"`
-	PIDs            int64    `gorm:"column:pids;not null"`
-	DiskBytes       int64    `gorm:"not null"`
-	NetUpBits       int64    `gorm:"not null;default:0"` // per second
-	NetDownBits     int64    `gorm:"not null;default:0"`
-	NetQuotaBytes   int64    `gorm:"not null"`
-	BlkQuotaBytes   int64    `gorm:"not null"`
-	LifetimeSeconds int64    `gorm:"not null"`
-	Enabled         bool     `gorm:"not null"`
-	Position        int      `gorm:"not null"`
-	CreatedAt       Time     `gorm:"autoCreateTime:false;not null"`
+	ID            int64    `gorm:"primaryKey"`
+	Name          string   `gorm:"size:63;uniqueIndex;not null"`
+	Title         string   `gorm:"size:64;not null"`
+	TitleZh       string   `gorm:"size:64;not null"`
+	Description   string   `gorm:"size:512;not null"`
+	DescriptionZh string   `gorm:"size:512;not null"`
+	Source        string   `gorm:"size:512;not null"`
+	Insecure      bool     `gorm:"not null"`
+	Command       []string `gorm:"serializer:json;type:text"`
+	Logo          string   `gorm:"size:64;not null"`
+	Rations
+	LifetimeSeconds int64 `gorm:"not null"`
+	Enabled         bool  `gorm:"not null"`
+	Position        int   `gorm:"not null"`
+	CreatedAt       Time  `gorm:"autoCreateTime:false;not null"`
 }
 
 // Environment is what is remembered of an environment, for ever. It copies the image it was made from: a later change
 // of the catalogue changes no environment.
 type Environment struct {
-	ID              string   `gorm:"primaryKey;size:63"`
-	UserID          int64    `gorm:"not null;index:user_state,priority:1"`
-	Owner           string   `gorm:"size:32;not null"`
-	Name            string   `gorm:"size:63;not null"`
-	Image           string   `gorm:"size:63;not null"`
-	Title           string   `gorm:"size:64;not null"`
-	TitleZh         string   `gorm:"size:64;not null"`
-	Logo            string   `gorm:"size:64;not null"`
-	Source          string   `gorm:"size:512;not null"`
-	Insecure        bool     `gorm:"not null"`
-	Command         []string `gorm:"serializer:json;type:text"`
-	MemoryBytes     int64    `gorm:"not null"`
-	CPUs            float64  `gorm:"column:cpus;not null"`
-	PIDs            int64    `gorm:"column:pids;not null"`
-	DiskBytes       int64    `gorm:"not null"`
-	NetUpBits       int64    `gorm:"not null;default:0"` // per second
-	NetDownBits     int64    `gorm:"not null;default:0"`
-	NetQuotaBytes   int64    `gorm:"not null"`
-	BlkQuotaBytes   int64    `gorm:"not null"`
-	LifetimeSeconds int64    `gorm:"not null"` // first deadline after the (re)try was asked for
-	IdleSeconds     int64    `gorm:"not null"`
+	ID       string   `gorm:"primaryKey;size:63"`
+	UserID   int64    `gorm:"not null;index:user_state,priority:1"`
+	Owner    string   `gorm:"size:32;not null"`
+	Name     string   `gorm:"size:63;not null"`
+	Image    string   `gorm:"size:63;not null"`
+	Title    string   `gorm:"size:64;not null"`
+	TitleZh  string   `gorm:"size:64;not null"`
+	Logo     string   `gorm:"size:64;not null"`
+	Source   string   `gorm:"size:512;not null"`
+	Insecure bool     `gorm:"not null"`
+	Command  []string `gorm:"serializer:json;type:text"`
+	Rations
+	LifetimeSeconds int64 `gorm:"not null"` // first deadline after the (re)try was asked for
+	IdleSeconds     int64 `gorm:"not null"`
 
 	State     string           `gorm:"size:16;not null;index:user_state,priority:2;index:state"`
 	Stage     string           `gorm:"size:64;not null"`

@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"os"
@@ -274,7 +275,7 @@ func TestKeys(t *testing.T) {
 func TestImages(t *testing.T) {
 	each(t, func(t *testing.T, s *store.Store) {
 		seed := []store.Image{
-			{Name: "b", Source: "b", Command: []string{"sh", "-c", "ü"}, Enabled: true, Position: 2, CPUs: 0.5, PIDs: 7},
+			{Name: "b", Source: "b", Command: []string{"sh", "-c", "ü"}, Enabled: true, Position: 2, Rations: store.Rations{CPUs: 0.5, PIDs: 7}},
 			{Name: "a", Source: "a", Enabled: false, Position: 1},
 		}
 		must(t, s.SeedImages(ctx, seed))
@@ -472,6 +473,50 @@ func TestReopenAndSimultaneousFirstOpen(t *testing.T) {
 				if info.Mode().Perm() != 0o600 {
 					t.Fatal(info.Mode())
 				}
+			}
+		})
+	}
+}
+
+// A database of before these columns gets them, with no limit in each.
+func TestOlderDatabase(t *testing.T) {
+	for _, driver := range []string{"sqlite", "mysql"} {
+		t.Run(driver, func(t *testing.T) {
+			t.Parallel()
+			dsn := filepath.Join(t.TempDir(), "learnos.db")
+			if driver == "mysql" {
+				dsn = mariaDSN(t)
+			}
+			s := open(t, driver, dsn)
+			must(t, s.CreateImage(ctx, &store.Image{Name: "a", Rations: store.Rations{MemoryBytes: 7, IOReadBPS: 8}}))
+			u := user(t, s, "ada")
+			e := env(u, "e1")
+			must(t, s.CreateEnvironment(ctx, e, 3))
+			db, err := sql.Open(driver, dsn)
+			must(t, err)
+			defer db.Close()
+			for _, table := range []string{"images", "environments"} {
+				for _, column := range []string{"memory_high_bytes", "io_read_bps", "io_write_bps", "io_read_iops", "io_write_iops", "net_up_bits"} {
+					_, err := db.Exec("ALTER TABLE " + table + " DROP COLUMN " + column)
+					must(t, err)
+				}
+			}
+			s = open(t, driver, dsn)
+			i, err := s.ImageByName(ctx, "a")
+			must(t, err)
+			if i.Rations != (store.Rations{MemoryBytes: 7}) {
+				t.Errorf("%+v", i)
+			}
+			r := store.Rations{MemoryBytes: 7, MemoryHighBytes: 1, IOReadBPS: 2, IOWriteBPS: 3, IOReadIOPS: 4, IOWriteIOPS: 5}
+			_, err = s.UpdateImage(ctx, i.ID, func(i *store.Image) error { i.Rations = r; return nil })
+			must(t, err)
+			if i, err = s.ImageByName(ctx, "a"); err != nil || i.Rations != r {
+				t.Errorf("%+v, %v", i, err)
+			}
+			old, err := s.Environment(ctx, "e1")
+			must(t, err)
+			if old.Rations != e.Rations {
+				t.Errorf("%+v", old)
 			}
 		})
 	}

@@ -140,6 +140,12 @@ func (c *Config) check() error {
 	if n.Reserve < 0 {
 		bad("node.reserve", "is negative")
 	}
+	if n.DiskReserve < 0 {
+		bad("node.diskReserve", "is negative")
+	}
+	if n.DiskOvercommit < 1 || n.DiskOvercommit > 1000 {
+		bad("node.diskOvercommit", "%d is not between 1 (promise no more than is free) and 1000", n.DiskOvercommit)
+	}
 	if n.MaxEnvironments < 0 {
 		bad("node.maxEnvironments", "%d is negative; 0 means as many as memory allows", n.MaxEnvironments)
 	}

@@ -72,6 +72,8 @@ type Node struct {
 	Name            string `toml:"name"`            // unique among nodes; default the host's name
 	Root            string `toml:"root"`            // default <dataDir>
 	Reserve         Size   `toml:"reserve"`         // memory that environments never get
+	DiskReserve     Size   `toml:"diskReserve"`     // disk that environments never get; a tenth of it at most
+	DiskOvercommit  int    `toml:"diskOvercommit"`  // how many times over what is free of the disk may be promised
 	MaxEnvironments int    `toml:"maxEnvironments"` // 0: as many as memory allows
 	Spares          int    `toml:"spares"`          // environments made ahead of need, at most; 0: none
 	Bridge          string `toml:"bridge"`          // "": chosen from Root

@@ -29,7 +29,7 @@ func Default() *Config {
 			MaxEnvironments: 3, IdleTimeout: 30 * time.Minute, DefaultLifetime: 4 * time.Hour, MaxLifetime: 24 * time.Hour,
 			OpenRegistration: true, LoginPerMinute: 10, RegisterPerHour: 20,
 		},
-		Node: Node{Reserve: 100 << 20, Spares: 8, BlockPrivate: true},
+		Node: Node{Reserve: 100 << 20, DiskReserve: 1 << 30, DiskOvercommit: 4, Spares: 8, BlockPrivate: true},
 	}
 }
 

@@ -47,14 +47,43 @@ var (
 
 // Limits of one environment. Zero means no limit of that kind.
 type Limits struct {
-	MemoryBytes   int64   `json:"memoryBytes,omitempty"`
-	CPUs          float64 `json:"cpus,omitempty"` // 0.5 is half of one CPU
-	PIDs          int64   `json:"pids,omitempty"`
-	DiskBytes     int64   `json:"diskBytes,omitempty"`     // of the writable layer
-	NetUpBits     int64   `json:"netUpBits,omitempty"`     // bits per second out of the environment
-	NetDownBits   int64   `json:"netDownBits,omitempty"`   // bits per second into it
-	NetQuotaBytes int64   `json:"netQuotaBytes,omitempty"` // received + sent over the whole life
-	BlkQuotaBytes int64   `json:"blkQuotaBytes,omitempty"` // read + written over the whole life
+	MemoryBytes     int64   `json:"memoryBytes,omitempty"`
+	MemoryHighBytes int64   `json:"memoryHighBytes,omitempty"` // above it memory is reclaimed and its users slowed down
+	CPUs            float64 `json:"cpus,omitempty"`            // 0.5 is half of one CPU
+	PIDs            int64   `json:"pids,omitempty"`
+	DiskBytes       int64   `json:"diskBytes,omitempty"`   // of the writable layer
+	NetUpBits       int64   `json:"netUpBits,omitempty"`   // bits per second out of the environment
+	NetDownBits     int64   `json:"netDownBits,omitempty"` // bits per second into it
+	IOReadBPS       int64   `json:"ioReadBps,omitempty"`   // bytes per second from the node's disk
+	IOWriteBPS      int64   `json:"ioWriteBps,omitempty"`
+	IOReadIOPS      int64   `json:"ioReadIops,omitempty"` // operations per second
+	IOWriteIOPS     int64   `json:"ioWriteIops,omitempty"`
+	NetQuotaBytes   int64   `json:"netQuotaBytes,omitempty"` // received + sent over the whole life
+	BlkQuotaBytes   int64   `json:"blkQuotaBytes,omitempty"` // read + written over the whole life
+}
+
+// Rations that some node may be unable to give: its cgroups are of version 1, or its disk is no disk. See NodeInfo.Lacks.
+const (
+	RationMemoryHigh = "memoryHigh"
+	RationDiskRates  = "diskRates"
+	RationDisk       = "disk"
+)
+
+// Lacking is the first ration of l that is among lacks, with the reason why; "" when none is.
+func (l Limits) Lacking(lacks map[string]string) (ration, why string) {
+	for _, r := range []struct {
+		name  string
+		asked bool
+	}{
+		{RationMemoryHigh, l.MemoryHighBytes != 0},
+		{RationDiskRates, l.IOReadBPS != 0 || l.IOWriteBPS != 0 || l.IOReadIOPS != 0 || l.IOWriteIOPS != 0},
+		{RationDisk, l.DiskBytes != 0},
+	} {
+		if why, lacks := lacks[r.name]; lacks && r.asked {
+			return r.name, why
+		}
+	}
+	return "", ""
 }
 
 // EnvSpec is all a node needs to know to make an environment.
@@ -127,17 +156,20 @@ type NodeInfo struct {
 	Address string `json:"address,omitempty"` // for people; nobody dials it
 	// Instance tells two machines with one name apart: random, kept in the node's root directory. The same
 	// instance may take its name over at once after a crash, another one gets ErrNameTaken while the first lives.
-	Instance        string    `json:"instance,omitempty"`
-	FreeMemory      int64     `json:"freeMemory"`  // bytes, after the reserve
-	TotalMemory     int64     `json:"totalMemory"` // bytes
-	CPUs            int       `json:"cpus"`
-	Environments    int       `json:"environments"`
-	MaxEnvironments int       `json:"maxEnvironments,omitempty"` // 0: no limit
-	Spares          int       `json:"spares,omitempty"`          // ready to be given away; not among Environments
-	DiskFree        int64     `json:"diskFree,omitempty"`        // bytes
-	DiskTotal       int64     `json:"diskTotal,omitempty"`       // bytes
-	StartedAt       time.Time `json:"startedAt,omitzero"`
-	UpdatedAt       time.Time `json:"updatedAt,omitzero"`
+	Instance        string `json:"instance,omitempty"`
+	FreeMemory      int64  `json:"freeMemory"`  // bytes, after the reserve
+	TotalMemory     int64  `json:"totalMemory"` // bytes
+	CPUs            int    `json:"cpus"`
+	Environments    int    `json:"environments"`
+	MaxEnvironments int    `json:"maxEnvironments,omitempty"` // 0: no limit
+	Spares          int    `json:"spares,omitempty"`          // ready to be given away; not among Environments
+	DiskFree        int64  `json:"diskFree,omitempty"`        // bytes
+	DiskTotal       int64  `json:"diskTotal,omitempty"`       // bytes
+	DiskRoom        int64  `json:"diskRoom,omitempty"`        // bytes of disk limits that it would still take on
+	// Lacks has the rations that it can't give, each with the reason: jobs that ask for one are left to other nodes.
+	Lacks     map[string]string `json:"lacks,omitempty"`
+	StartedAt time.Time         `json:"startedAt,omitzero"`
+	UpdatedAt time.Time         `json:"updatedAt,omitzero"`
 }
 
 // GatewayInfo is what a gateway tells the nodes, at gateways/<id>, under its lease.

@@ -43,6 +43,10 @@ const (
 	SoonTaken    Code = "soon_taken"
 	NodesFull    Code = "nodes_full"
 	NoMemory     Code = "no_memory"
+	NoDisk       Code = "no_disk"
+	NoMemoryHigh Code = "no_memory_high"
+	NoDiskRates  Code = "no_disk_rates"
+	NoDiskLimit  Code = "no_disk_limit"
 )
 
 // sentences are in the order in which Parse tries them.
@@ -76,6 +80,10 @@ var sentences = []struct {
 	{SoonTaken, "a node will take it in a moment"},
 	{NodesFull, "no node has room: each holds as many environments as it may"},
 	{NoMemory, "no node has room: needs {needed} of memory, at most {free} are free"},
+	{NoDisk, "no node has room: out of disk; needs {needed}, at most {free} can still be promised"},
+	{NoMemoryHigh, "no node can give its soft memory limit, which needs cgroup v2: boot a node with systemd.unified_cgroup_hierarchy=1, or set the image's memoryHighBytes to 0"},
+	{NoDiskRates, "no node can hold it to its disk rates: {cause}; mend that, or set the image's rates to 0"},
+	{NoDiskLimit, "no node can hold it to its disk limit: {cause}; mend that, or set the image's diskBytes to 0"},
 }
 
 // Codes lists all codes.

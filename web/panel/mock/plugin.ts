@@ -21,6 +21,7 @@ function image(id: number, name: string, title: string, logo: string, descriptio
   source: name === 'busybox' ? 'busybox' : `docker.io/library/${name}:latest`,
   command: name === 'busybox' ? ['/bin/sh'] : null,
   memoryBytes: memory * mib, cpus: memory > 500 ? 2 : 1, pids: 256, diskBytes: 1024 * mib,
+  memoryHighBytes: name === 'ubuntu' ? 192 * mib : 0, ioReadBps: 0, ioWriteBps: name === 'debian' ? 10 * mib : 0, ioReadIops: 0, ioWriteIops: name === 'debian' ? 100 : 0,
   netUpBits: 0, netDownBits: 0, netQuotaBytes: 100 * mib, blkQuotaBytes: 0, lifetimeSeconds: 4 * 3600, enabled: true,
   };
 }

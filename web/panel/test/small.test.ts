@@ -1,8 +1,11 @@
 import fc from 'fast-check';
 import { beforeAll, describe, expect, it, vi } from 'vitest';
-import type { Image } from '../src/lib/api/types.ts';
+import type { Image, Rations } from '../src/lib/api/types.ts';
 import { bytes, countdown, duration } from '../src/lib/format.ts';
 import { describe as describeImage, search } from '../src/lib/images.ts';
+import { dict } from '../src/lib/i18n/dict.ts';
+import type { t } from '../src/lib/i18n/i18n.svelte.ts';
+import { rations } from '../src/lib/rations.ts';
 import { sshCommand } from '../src/lib/ssh.ts';
 import { arrow, modify } from '../src/lib/term/keys.ts';
 import * as check from '../src/lib/validate.ts';
@@ -13,6 +16,21 @@ describe('figures', () => {
     expect([0, 59, 60, 5400, 14400, 90000].map((s) => duration(s, 'en'))).toEqual(['0 s', '59 s', '1 min', '1 h 30 min', '4 h', '1 d 1 h']);
     expect(duration(5400, 'zh')).toBe('1 小时 30 分钟');
     expect([-5, 0, 42_000, 3_599_000, 14_352_000].map(countdown)).toEqual(['0:00', '0:00', '0:42', '59:59', '3:59:12']);
+  });
+});
+
+describe('rations', () => {
+  const say = ((key: keyof typeof dict, values?: Record<string, string>) => dict[key].en.replace(/\{(\w+)\}/g, (_, name: string) => String(values?.[name]))) as typeof t;
+  const none: Rations = {
+    memoryBytes: 268435456, memoryHighBytes: 0, cpus: 0.5, pids: 64, diskBytes: 0, netUpBits: 0, netDownBits: 0,
+    ioReadBps: 0, ioWriteBps: 0, ioReadIops: 0, ioWriteIops: 0, netQuotaBytes: 0, blkQuotaBytes: 0,
+  };
+
+  it('say what is limited, and only that', () => {
+    expect(rations(none, say)).toEqual(['256 MiB', '0.5 CPU']);
+    expect(rations({ ...none, memoryHighBytes: 134217728, diskBytes: 2 ** 31, ioReadBps: 4096, ioWriteBps: 4096, ioWriteIops: 40, netUpBits: 8e6, netDownBits: 16e6 }, say)).toEqual([
+      '256 MiB', 'slower from 128 MiB', '0.5 CPU', '2 GiB disk', 'disk 4 KiB/s', 'disk ↑ 40 per second', 'net ↓ 16 Mbit/s ↑ 8 Mbit/s',
+    ]);
   });
 });
 

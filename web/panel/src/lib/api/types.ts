@@ -36,7 +36,27 @@ export interface SshKey {
   createdAt?: string;
 }
 
-export interface Image {
+/** What an environment may have, or those made from an image; 0 is no limit of that kind. */
+export interface Rations {
+  memoryBytes: number;
+  /** Above it memory is reclaimed, and who uses it slowed down. */
+  memoryHighBytes: number;
+  cpus: number;
+  pids: number;
+  diskBytes: number;
+  /** Bits per second. */
+  netUpBits: number;
+  netDownBits: number;
+  /** Bytes and operations per second, of the node's disk. */
+  ioReadBps: number;
+  ioWriteBps: number;
+  ioReadIops: number;
+  ioWriteIops: number;
+  netQuotaBytes: number;
+  blkQuotaBytes: number;
+}
+
+export interface Image extends Rations {
   id: number | string;
   name: string;
   title: string;
@@ -48,15 +68,6 @@ export interface Image {
   insecure?: boolean;
   command: string[] | null;
   logo: string;
-  memoryBytes: number;
-  cpus: number;
-  pids: number;
-  diskBytes: number;
-  /** Bits per second. */
-  netUpBits: number;
-  netDownBits: number;
-  netQuotaBytes: number;
-  blkQuotaBytes: number;
   /** 0: the installation's own. */
   lifetimeSeconds: number;
   enabled: boolean;
@@ -67,7 +78,7 @@ export interface Image {
 export const states = ['queued', 'pulling', 'creating', 'running', 'stopping', 'deleted', 'failed', 'overstep'] as const;
 export type State = (typeof states)[number];
 
-export interface Environment {
+export interface Environment extends Rations {
   id: string;
   name: string;
   image: string;
@@ -94,9 +105,6 @@ export interface Environment {
   /** How far the deadline can be moved. */
   latestDeadline?: string | null;
   idleTimeoutSeconds?: number;
-  memoryBytes: number;
-  cpus: number;
-  pids: number;
   timings?: Record<string, number> | null;
 }
 
@@ -143,6 +151,8 @@ export interface Node {
   maxEnvironments?: number;
   diskFree?: number;
   diskTotal?: number;
+  /** Rations that it can't give, each with the reason. */
+  lacks?: Record<string, string>;
   /** Has a tunnel to the gateway. */
   connected?: boolean;
   updatedAt?: string;
