@@ -57,7 +57,11 @@ func (d *daemon) drop(h *hosted) {
 	}
 	d.mu.Unlock()
 	h.letGo()
-	d.wake()
+	if d.refused.Load() {
+		d.wake()
+	} else {
+		d.announce()
+	}
 }
 
 // letGo closes the sessions' descriptors; the sessions themselves go on with the environment.

@@ -21,7 +21,8 @@ func (d *daemon) takeJobs(ctx context.Context) error {
 	wake := d.queue.Watch(ctx)
 	wait := newBackoff()
 	for ctx.Err() == nil {
-		c, err := d.queue.Claim(ctx, d.name, d.lease, d.fits)
+		d.refused.Store(false)
+		c, err := d.queue.ClaimTelling(ctx, d.name, d.lease, d.fits, d.begins)
 		switch {
 		case err != nil && ctx.Err() == nil:
 			d.log.Warn("claim a job", "err", err)
@@ -125,6 +126,14 @@ func (d *daemon) abandon(h *hosted) {
 	})
 }
 
+// begins is the state that a create begins in.
+func (d *daemon) begins(j queue.Job) string {
+	if _, err := d.node.images.Image(d.life, j.Spec.Source); errors.Is(err, rootfs.ErrNotFound) {
+		return queue.StatePulling
+	}
+	return queue.StateCreating
+}
+
 // begin starts the work on a claimed job.
 func (d *daemon) begin(ctx context.Context, c *queue.Claim) {
 	j := c.Job
@@ -161,7 +170,7 @@ func (d *daemon) begin(ctx context.Context, c *queue.Claim) {
 			})
 			return
 		}
-		d.wake()
+		d.announce()
 		d.work.Go(func() { d.doCreate(ctx, cctx, c, h) })
 	}
 }
@@ -204,7 +213,7 @@ func (d *daemon) settle(ctx context.Context, c *queue.Claim, s queue.EnvStatus) 
 func (d *daemon) doCreate(ctx, cctx context.Context, c *queue.Claim, h *hosted) {
 	spec := c.Job.Spec
 	begin := time.Now()
-	told := &teller{d: d, c: c, fenced: h.cancel}
+	told := &teller{d: d, c: c, fenced: h.cancel, state: c.Told}
 	env, err := d.create(cctx, h, spec, told)
 	told.wait()
 	h.mu.Lock()
@@ -240,7 +249,7 @@ func (d *daemon) doCreate(ctx, cctx context.Context, c *queue.Claim, h *hosted) 
 		return
 	}
 	d.follow(ctx, h)
-	d.wake()
+	d.announce()
 }
 
 // create gets the image and makes the environment.
@@ -261,7 +270,7 @@ func (d *daemon) create(ctx context.Context, h *hosted, spec *queue.EnvSpec, tol
 		return nil, fmt.Errorf("image: %w", err)
 	}
 	pulled := time.Since(pullBegan)
-	told.tell(ctx, queue.EnvStatus{ID: h.id, State: queue.StateCreating, Deadline: spec.Deadline})
+	told.begins(ctx, queue.EnvStatus{ID: h.id, State: queue.StateCreating, Deadline: spec.Deadline})
 	return d.node.Create(ctx, CreateOptions{
 		ID: h.id, Timings: map[string]int64{"image": pulled.Microseconds()}, Image: img, NoMain: true, Owner: OwnerPlatform, Hostname: hostnameFor(spec),
 		Limits: limitsOf(spec.Limits), Platform: &PlatformRecord{Shell: spec.Command, Deadline: spec.Deadline, IdleTimeout: spec.IdleTimeout},
@@ -292,7 +301,7 @@ func (d *daemon) image(ctx context.Context, spec *queue.EnvSpec, told *teller) (
 	if err == nil || !errors.Is(err, rootfs.ErrNotFound) {
 		return img, err
 	}
-	told.tell(ctx, queue.EnvStatus{ID: spec.ID, State: queue.StatePulling, Deadline: spec.Deadline})
+	told.begins(ctx, queue.EnvStatus{ID: spec.ID, State: queue.StatePulling, Deadline: spec.Deadline})
 	p := &pulling{layers: map[string]rootfs.Progress{}}
 	return d.node.images.Ensure(ctx, spec.Source, rootfs.PullOptions{
 		Insecure: spec.Insecure,
@@ -354,12 +363,22 @@ type teller struct {
 	d      *daemon
 	c      *queue.Claim
 	fenced func()
+	state  string // the last that was told; of the create's goroutine alone
 
 	mu      sync.Mutex
 	next    *queue.EnvStatus
 	busy    bool
 	gone    bool
 	pending sync.WaitGroup
+}
+
+// begins tells that the environment comes into a state, unless that is known.
+func (t *teller) begins(ctx context.Context, s queue.EnvStatus) {
+	if s.State == t.state {
+		return
+	}
+	t.state = s.State
+	t.tell(ctx, s)
 }
 
 func (t *teller) tell(ctx context.Context, s queue.EnvStatus) {

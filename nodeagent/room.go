@@ -16,6 +16,16 @@ import (
 // fits tells whether the node has room for a job now. The claimer is one goroutine, so nothing changes the answer
 // for the worse before begin has written the promise down.
 func (d *daemon) fits(j queue.Job) bool {
+	// Noted before the look: room that comes while we look wakes the claimer then.
+	before := d.refused.Swap(true)
+	if !d.hasRoom(j) {
+		return false
+	}
+	d.refused.Store(before)
+	return true
+}
+
+func (d *daemon) hasRoom(j queue.Job) bool {
 	if j.Kind != queue.KindCreate {
 		return true
 	}

@@ -14,6 +14,7 @@ import (
 	goruntime "runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -48,7 +49,9 @@ type daemon struct {
 	envs   map[string]*hosted
 	sample chan struct{} // closed and renewed whenever there are new figures
 	kick   chan struct{} // there may be room for a job that had none
-	news   chan struct{} // the node's entry in etcd is not true any more
+	// refused: the claimer has left a job to others, or for later, since it last began to look.
+	refused atomic.Bool
+	news    chan struct{} // the node's entry in etcd is not true any more
 
 	work sync.WaitGroup // jobs and endings under way
 }
@@ -280,11 +283,18 @@ func (d *daemon) roomForSpare() bool {
 
 // wake makes the claimer and the registry look again.
 func (d *daemon) wake() {
-	for _, ch := range []chan struct{}{d.kick, d.news} {
-		select {
-		case ch <- struct{}{}:
-		default:
-		}
+	select {
+	case d.kick <- struct{}{}:
+	default:
+	}
+	d.announce()
+}
+
+// announce makes the registry look again.
+func (d *daemon) announce() {
+	select {
+	case d.news <- struct{}{}:
+	default:
 	}
 }
 
@@ -359,7 +369,11 @@ func (d *daemon) keepRegistered(ctx context.Context) error {
 	return g.Wait()
 }
 
-// tellAboutItself keeps the node's entry fresh: at once when something changed, else now and then.
+// newsPause is how long changes of the node's entry are gathered, so that a burst of creates costs etcd one write and not
+// three each. What the entry says is for people; claims are decided by the node itself.
+const newsPause = 250 * time.Millisecond
+
+// tellAboutItself keeps the node's entry fresh: soon when something changed, else now and then.
 func (d *daemon) tellAboutItself(ctx context.Context, instance string) error {
 	slow := time.NewTicker(10 * time.Second)
 	defer slow.Stop()
@@ -379,6 +393,15 @@ func (d *daemon) tellAboutItself(ctx context.Context, instance string) error {
 			}
 			d.wake()
 		case <-d.news:
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(newsPause):
+			}
+			select { // what came meanwhile is told by the same write
+			case <-d.news:
+			default:
+			}
 		case <-slow.C:
 		}
 	}

@@ -30,6 +30,8 @@ func laneOf(key string) string {
 // that the job is somebody else's for good: stop, and tear down whatever was made for it.
 type Claim struct {
 	Job Job // Attempts includes this one
+	// Told is the state that was written with the claim itself (ClaimTelling); "" for none, or none that is known.
+	Told string
 
 	q     *Queue
 	lease *Lease
@@ -44,6 +46,12 @@ type Claim struct {
 // fits is asked in the order of the queue and must be quick; deletes free room and should always fit.
 // ErrLeaseLost: try again when the lease was regained.
 func (q *Queue) Claim(ctx context.Context, node string, lease *Lease, fits func(Job) bool) (*Claim, error) {
+	return q.ClaimTelling(ctx, node, lease, fits, nil)
+}
+
+// ClaimTelling is Claim, and writes in the same transaction what state a create's environment is in from then on, as Status
+// would in one more. begins is asked for that state; "" leaves it as it is.
+func (q *Queue) ClaimTelling(ctx context.Context, node string, lease *Lease, fits func(Job) bool, begins func(Job) string) (*Claim, error) {
 	if _, err := lease.current(); err != nil {
 		return nil, err
 	}
@@ -51,7 +59,7 @@ func (q *Queue) Claim(ctx context.Context, node string, lease *Lease, fits func(
 		return c, err
 	}
 	for _, lane := range []string{q.lane(node), q.lane("")} {
-		c, err := q.claimFrom(ctx, lane, node, lease, fits)
+		c, err := q.claimFrom(ctx, lane, node, lease, fits, begins)
 		if c != nil || err != nil {
 			return c, err
 		}
@@ -59,7 +67,7 @@ func (q *Queue) Claim(ctx context.Context, node string, lease *Lease, fits func(
 	return nil, nil
 }
 
-func (q *Queue) claimFrom(ctx context.Context, lane, node string, lease *Lease, fits func(Job) bool) (*Claim, error) {
+func (q *Queue) claimFrom(ctx context.Context, lane, node string, lease *Lease, fits func(Job) bool, begins func(Job) string) (*Claim, error) {
 	end := clientv3.GetPrefixRangeEnd(lane)
 	from, beaten := lane, false
 	for rounds := 0; rounds < 10; {
@@ -77,7 +85,7 @@ func (q *Queue) claimFrom(ctx context.Context, lane, node string, lease *Lease, 
 			if j.NotBefore.After(now) || !fits(j) {
 				continue
 			}
-			c, err := q.tryClaim(ctx, kv, j, node, lease)
+			c, err := q.tryClaim(ctx, kv, j, node, lease, begins)
 			if err != nil {
 				return nil, fmt.Errorf("claim job %s: %w", j.ID, err)
 			}
@@ -101,7 +109,7 @@ func (q *Queue) claimFrom(ctx context.Context, lane, node string, lease *Lease, 
 }
 
 // tryClaim returns nil, nil when somebody else was first.
-func (q *Queue) tryClaim(ctx context.Context, kv *mvccpb.KeyValue, j Job, node string, lease *Lease) (*Claim, error) {
+func (q *Queue) tryClaim(ctx context.Context, kv *mvccpb.KeyValue, j Job, node string, lease *Lease, begins func(Job) string) (*Claim, error) {
 	id, err := lease.current()
 	if err != nil {
 		return nil, err
@@ -114,12 +122,18 @@ func (q *Queue) tryClaim(ctx context.Context, kv *mvccpb.KeyValue, j Job, node s
 	if j.Kind == KindCreate {
 		cmps = append(cmps, absent(doomKey))
 	}
-	resp, err := q.cli.Txn(ctx).If(cmps...).Then(
+	ops := []clientv3.Op{
 		clientv3.OpDelete(string(kv.Key)),
 		put(c.runningKey(), running{Job: j, Node: node, Nonce: c.nonce}),
 		clientv3.OpPut(c.claimKey(), c.nonce, clientv3.WithLease(id)),
 		q.putMark(&j, markRunning, c.nonce),
-	).Else(clientv3.OpGet(string(kv.Key)), clientv3.OpGet(doomKey)).Commit()
+	}
+	if begins != nil && j.Kind == KindCreate && j.Spec != nil {
+		if c.Told = begins(j); c.Told != "" {
+			ops = append(ops, q.putEnv(c.status(EnvStatus{State: c.Told, Deadline: j.Spec.Deadline})))
+		}
+	}
+	resp, err := q.cli.Txn(ctx).If(cmps...).Then(ops...).Else(clientv3.OpGet(string(kv.Key)), clientv3.OpGet(doomKey)).Commit()
 	switch {
 	case err != nil && isLeaseGone(err):
 		return nil, ErrLeaseLost

@@ -244,6 +244,63 @@ func TestLifeOfAnEnvironment(t *testing.T) {
 	})
 }
 
+// The state that a create begins in is written with its claim, or not at all.
+func TestClaimTellsTheState(t *testing.T) {
+	q, _, _ := start(t, quick())
+	ctx := ctxOf(t)
+	lease := register(t, q, "n1", 5*time.Second)
+	state := queue.StatePulling
+	take := func() *queue.Claim {
+		c, err := q.ClaimTelling(ctx, "n1", lease, anyJob, func(queue.Job) string { return state })
+		must(t, err)
+		return c
+	}
+	job := createJob("e1")
+	job.Spec.Deadline = time.Now().Add(time.Hour).UTC()
+	must(t, q.Enqueue(ctx, job))
+	before := wantState(t, q, "e1", queue.StateQueued)
+	c := take()
+	if s := wantState(t, q, "e1", queue.StatePulling); c.Told != queue.StatePulling || s.Node != "n1" || s.Rev <= before.Rev || !s.Deadline.Equal(job.Spec.Deadline) {
+		t.Fatalf("told %q, status %+v", c.Told, s)
+	}
+	must(t, c.Finish(ctx, queue.EnvStatus{State: queue.StateRunning}))
+
+	// Deletes say what they have done, not what they are about to do.
+	must(t, q.Enqueue(ctx, deleteJob("e1")))
+	if c = take(); c.Told != "" {
+		t.Fatal(c.Told)
+	}
+	wantState(t, q, "e1", queue.StateRunning)
+
+	must(t, q.Enqueue(ctx, createJob("e2")))
+	state = ""
+	take()
+	wantState(t, q, "e2", queue.StateQueued)
+}
+
+// A wake means that something may be claimed: one's own claims wake nobody.
+func TestClaimsDoNotWake(t *testing.T) {
+	q, _, _ := start(t, quick())
+	ctx := ctxOf(t)
+	lease := register(t, q, "n1", 5*time.Second)
+	wake := q.Watch(ctx)
+	<-wake // the first, for what is there already
+	for i := range 5 {
+		must(t, q.Enqueue(ctx, createJob(fmt.Sprint("e", i))))
+		<-wake
+		claim(t, q, "n1", lease)
+		// Were the claim's own change a wake, it would be told before that of the next job.
+	}
+	must(t, q.Enqueue(ctx, createJob("last")))
+	<-wake
+	claim(t, q, "n1", lease)
+	select {
+	case <-wake:
+		t.Error("woken for nothing")
+	case <-time.After(100 * time.Millisecond):
+	}
+}
+
 func TestBadJobsAreRefused(t *testing.T) {
 	q, _, _ := start(t, quick())
 	for what, j := range map[string]queue.Job{

@@ -103,7 +103,7 @@ func watchAll[T any](ctx context.Context, q *Queue, what string) <-chan []T {
 				}
 				values[string(kv.Key)] = v
 			},
-			settled: func() {
+			settled: func(bool) {
 				if !dirty {
 					return
 				}

@@ -15,8 +15,8 @@ import (
 type follower struct {
 	// change is told of each put and each deletion (of which only Key and ModRevision are set).
 	change func(kv *mvccpb.KeyValue, deleted bool)
-	// settled is told after each listing and each batch of changes.
-	settled func()
+	// settled is told after each listing (listed) and each batch of changes.
+	settled func(listed bool)
 }
 
 // follow tells f of every key below prefix (every change after rev, when that is not 0) until ctx ends. It lists, then
@@ -60,7 +60,7 @@ func (q *Queue) follow(ctx context.Context, prefix string, rev int64, f follower
 			for key := range gone {
 				tell(&mvccpb.KeyValue{Key: []byte(key), ModRevision: rev}, true)
 			}
-			f.settled()
+			f.settled(true)
 		}
 		wait = 0
 		started := time.Now()
@@ -72,7 +72,7 @@ func (q *Queue) follow(ctx context.Context, prefix string, rev int64, f follower
 			for _, ev := range resp.Events {
 				tell(ev.Kv, ev.Type == clientv3.EventTypeDelete)
 			}
-			f.settled()
+			f.settled(false)
 		}
 		cancel()
 		rev = 0
@@ -114,17 +114,24 @@ func (q *Queue) Watch(ctx context.Context) <-chan struct{} {
 			}
 		}
 	}()
+	came := false
 	go q.follow(ctx, q.key("pending", ""), 0, follower{
 		change: func(kv *mvccpb.KeyValue, deleted bool) {
 			var j Job
-			if deleted {
+			if deleted { // claimed, or cancelled: nothing to wake for
 				return
 			}
+			came = true
 			if _, err := decode(kv, &j); err == nil && j.NotBefore.After(time.Now()) {
 				time.AfterFunc(time.Until(j.NotBefore), nudge)
 			}
 		},
-		settled: nudge,
+		settled: func(listed bool) {
+			if came || listed {
+				nudge()
+			}
+			came = false
+		},
 	})
 	return ch
 }
@@ -158,7 +165,7 @@ func (q *Queue) WatchStatuses(ctx context.Context, rev int64) <-chan StatusEvent
 				case <-ctx.Done():
 				}
 			},
-			settled: func() {},
+			settled: func(bool) {},
 		})
 	}()
 	return ch
