@@ -18,8 +18,8 @@ const initCaps = 1<<unix.CAP_SETUID | 1<<unix.CAP_SETGID | 1<<unix.CAP_CHOWN | 1
 // an inheritable set that goes now.
 func (s *server) confine(p *initproto.Plan) *fault {
 	s.log.limit(p.LogMax)
-	if p.SeccompOnInit && !p.NoNewPrivs {
-		if f := installSeccomp(p); f != nil { // needs the CAP_SYS_ADMIN that goes below
+	if !p.NoNewPrivs {
+		if f := s.filters(p); f != nil { // needs the CAP_SYS_ADMIN that goes below
 			return f
 		}
 	}
@@ -32,10 +32,20 @@ func (s *server) confine(p *initproto.Plan) *fault {
 	if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(header)), uintptr(unsafe.Pointer(data)), 0); errno != 0 {
 		return failed("capabilities", errno)
 	}
-	if p.SeccompOnInit && p.NoNewPrivs {
-		return installSeccomp(p)
+	if p.NoNewPrivs {
+		return s.filters(p)
 	}
 	return nil
+}
+
+// filters installs the profile, where init can live under it, on every thread, and then the one on netlink sockets on ours alone.
+func (s *server) filters(p *initproto.Plan) *fault {
+	if p.SeccompOnInit {
+		if f := installSeccomp(p); f != nil {
+			return f
+		}
+	}
+	return s.superviseNetlink(p)
 }
 
 // installSeccomp puts the filter on every thread at once, for now and for all that they start.

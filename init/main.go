@@ -5,7 +5,9 @@
 // forwards signals, and writes down how it all ended. It never calls out, resolves no host path after the pivot, and
 // believes nothing: what it reads comes from a socket that only the host can reach, and it checks all the same.
 //
-// It is small on purpose: no goroutine but main's, and none of the packages that would double its size.
+// One more thread makes the netlink sockets of everybody inside (netlinkMaker).
+//
+// It is small on purpose: two goroutines, and none of the packages that would double its size.
 package main
 
 import (
@@ -30,13 +32,14 @@ type server struct {
 	phase    initproto.Phase
 	plan     *initproto.Plan
 	pts      int // O_PATH of our devpts, or -1
-	proc     int // detached procfs, while setting up
+	proc     int // detached procfs, or -1; read-only once the environment is set up
 	held     []held
 	sessions []*session
 	handlers map[int32]func()
 	conns    []*conn
 	setup    *conn // waits for Main's exec
 	log      *logger
+	netlink  *netlinkMaker // nil where netlink sockets are not supervised
 	nextID   uint64
 	deadline int64 // monotonic milliseconds after which a graceful end stops being graceful; 0: none
 }

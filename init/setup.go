@@ -30,6 +30,7 @@ func (s *server) serveSetup(c *conn, plan *initproto.Plan) {
 	if plan.SeccompOnInit {
 		plan.Seccomp = nil // inherited
 	}
+	plan.NetlinkFilter = nil // the same
 	if s.find("main") == nil {
 		s.phase = initproto.Running
 		s.answer(c, &initproto.Reply{})
@@ -67,6 +68,15 @@ func (s *server) build(p *initproto.Plan, c *conn) *fault {
 	}
 	if f := s.mask(root, p.Masked); f != nil {
 		return f
+	}
+	if len(p.NetlinkFilter) > 0 {
+		if f := s.procfs(); f != nil { // now: one may be had only while a whole one is in sight
+			return f
+		}
+		if err := unix.MountSetattr(s.proc, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
+			return failed("procfs", err)
+		}
+		s.netlink = newNetlinkMaker(s.proc, p)
 	}
 	at, path := s.place(root, "/dev/pts")
 	if pts, err := openInside(at, path, unix.O_PATH|unix.O_DIRECTORY, unix.RESOLVE_NO_SYMLINKS); err == nil {
@@ -128,13 +138,8 @@ func (s *server) kernelSettings(p *initproto.Plan) *fault {
 	if len(p.Sysctl) == 0 && p.ExecLabel == "" {
 		return nil
 	}
-	if s.proc < 0 {
-		fd, f := newFS(&initproto.Mount{FSType: "proc", Source: "proc",
-			AttrSet: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC}, "procfs")
-		if f != nil {
-			return f
-		}
-		s.proc = fd
+	if f := s.procfs(); f != nil {
+		return f
 	}
 	for i := range p.Sysctl {
 		if err := s.writeProc("sys/"+p.Sysctl[i].Key, p.Sysctl[i].Value); err != nil {
@@ -147,6 +152,15 @@ func (s *server) kernelSettings(p *initproto.Plan) *fault {
 		}
 	}
 	return nil
+}
+
+// procfs makes us a procfs of our own.
+func (s *server) procfs() (f *fault) {
+	if s.proc < 0 {
+		s.proc, f = newFS(&initproto.Mount{FSType: "proc", Source: "proc",
+			AttrSet: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC}, "procfs")
+	}
+	return f
 }
 
 // writeProc writes to a file of our own procfs and of no other file system.
@@ -232,13 +246,16 @@ func (s *server) closeStrays(c *conn) {
 	s.letGo()
 	closeAll(c.fds)
 	c.fds = nil
-	if s.proc >= 0 {
+	if s.proc >= 0 && s.netlink == nil {
 		unix.Close(s.proc)
 		s.proc = -1
 	}
 	known := map[int]bool{s.epoll: true, s.listen: true, s.status: true, s.signals: true, int(signalPipe): true}
 	if s.pts >= 0 {
 		known[s.pts] = true
+	}
+	if s.proc >= 0 {
+		known[s.proc] = true
 	}
 	if s.log != nil {
 		known[s.log.files[0]], known[s.log.files[1]] = true, true

@@ -213,6 +213,9 @@ func (r *Runtime) checkSpec(o *CreateOptions) (*namespaces, *plan, error) {
 	if plan.Seccomp, plan.SeccompFlags, plan.SeccompOnInit, err = r.filters.compile(l.Seccomp); err != nil {
 		return nil, nil, err
 	}
+	if err := plan.superviseNetlink(o.Spec); err != nil {
+		return nil, nil, err
+	}
 	return ns, plan, nil
 }
 

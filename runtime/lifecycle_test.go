@@ -28,6 +28,9 @@ func TestMain(m *testing.M) {
 		return
 	}
 	code := m.Run()
+	if insideDir != "" {
+		os.RemoveAll(insideDir)
+	}
 	// This run's cgroup parents are empty now.
 	if hs, err := findHierarchies(); err == nil {
 		for _, h := range hs.all {

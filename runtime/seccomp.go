@@ -215,8 +215,8 @@ var initCalls = []string{
 	"accept4", "bind", "capset", "chdir", "clock_gettime", "clone", "close", "close_range", "dup3", "epoll_create1", "epoll_ctl",
 	"epoll_pwait", "execve", "exit", "exit_group", "fchdir", "fchown", "fcntl", "fstat", "fstatfs", "ftruncate", "futex", "getcwd",
 	"getpid", "getrandom", "getsockopt", "gettid", "ioctl", "kill", "madvise", "mkdirat", "mmap", "mprotect", "munmap",
-	"nanosleep", "openat", "openat2", "pipe2", "ppoll", "prctl", "pread64", "prlimit64", "pwrite64", "read", "recvfrom",
-	"recvmsg", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sched_getaffinity", "sched_yield", "sendmsg", "setgroups",
+	"nanosleep", "newfstatat", "openat", "openat2", "pipe2", "ppoll", "prctl", "pread64", "prlimit64", "pwrite64", "read", "recvfrom",
+	"recvmsg", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sched_getaffinity", "sched_yield", "seccomp", "sendmsg", "setfsgid", "setfsuid", "setgroups",
 	"setresgid", "setresuid", "setsid", "sigaltstack", "tgkill", "umask", "wait4", "write",
 }
 
@@ -517,7 +517,7 @@ func newFilterCache(dir string) *filterCache {
 }
 
 // filterVersion is part of the key: raise it when the compiler changes.
-const filterVersion = "3"
+const filterVersion = "4"
 
 func (c *filterCache) compile(s *specs.LinuxSeccomp) (program []byte, flags uint32, onInit bool, err error) {
 	if s == nil {

@@ -214,7 +214,11 @@ type Plan struct {
 	Seccomp       []byte
 	SeccompFlags  uint32
 	SeccompOnInit bool
-	Main          *Session
+	// NetlinkFilter is a second program, beside which init is asked for every netlink socket and makes at most
+	// NetlinkSockets at a time; empty where it is not asked.
+	NetlinkFilter  []byte
+	NetlinkSockets uint32
+	Main           *Session
 	// Process, set instead of Main, is what init itself becomes by exec.
 	Process *Process
 	// LogMax bounds each of the two log files; 0 without a log.

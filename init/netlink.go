@@ -1,0 +1,312 @@
+package main
+
+import (
+	"runtime"
+	"strconv"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/learnos/learnos/internal/initproto"
+)
+
+// netlinkMaker makes the netlink sockets of everybody inside, so that there are never more than so many: what lies unread in
+// one is memory of the kernel's that is charged to nobody. A seccomp filter turns socket(AF_NETLINK, …) into a question to us
+// (seccomp_unotify(2)), and the answer is the socket itself, put into the asker's table in the same step. To answer "go on"
+// would be less work, but thousands of threads could be told so before the first of them has its socket.
+//
+// It works on a thread of its own, as handing over waits until the asker gets processor time, which may be long; init's
+// own thread has other duties. The filter is on that one alone, from which all sessions come: here, it would have us ask
+// ourselves.
+type netlinkMaker struct {
+	proc     int // procfs, on which nobody can mount anything
+	bound    int // how many there may be
+	caps     uint64
+	begin    chan int // carries listener
+	listener int
+	made     int    // an epoll instance that waits for nothing: it is the kernel's list of the sockets that are still open
+	list     int    // the text of that list
+	network  uint64 // the number of a file that our network namespace has for itself
+	room     int    // how many may be made before the list must be read again: closing only ever makes it shorter
+	as       asker  // whose identity the thread has taken on
+}
+
+// asker is what of a process goes into a socket that it opens: fstat(2) and ss(8) show its owner, and a request through it is
+// granted only if its opener had the capability, too (netlink(7)).
+type asker struct {
+	uid, gid uint32
+	caps     uint64
+}
+
+// nobody has an id that is none.
+var nobody = asker{uid: ^uint32(0)}
+
+// newNetlinkMaker starts the thread, while nobody is inside who could leave none for it.
+func newNetlinkMaker(proc int, p *initproto.Plan) *netlinkMaker {
+	m := &netlinkMaker{
+		proc: proc, bound: int(p.NetlinkSockets), caps: p.Caps.Permitted | initCaps, begin: make(chan int), as: nobody,
+	}
+	go m.run()
+	return m
+}
+
+// superviseNetlink puts our thread under the filter, for all that it starts from now on.
+func (s *server) superviseNetlink(p *initproto.Plan) *fault {
+	if s.netlink == nil {
+		return nil
+	}
+	fd, _, errno := syscall.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER,
+		unix.SECCOMP_FILTER_FLAG_NEW_LISTENER|unix.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV, uintptr(unsafe.Pointer(sockFprog(p.NetlinkFilter))))
+	switch errno {
+	case 0:
+		s.netlink.begin <- int(fd)
+		return nil
+	case unix.EBUSY:
+		return invalid("netlink sockets: this node is itself under a seccomp supervisor, of which there can be one only")
+	}
+	return failed("netlink sockets: seccomp listener", errno)
+}
+
+func (m *netlinkMaker) run() {
+	runtime.LockOSThread()
+	m.listener = <-m.begin
+	for m.serve() {
+	}
+	unix.Close(m.listener) // from now on the answer is ENOSYS
+}
+
+// prepare makes what is needed for the first socket; most environments never ask for one.
+func (m *netlinkMaker) prepare() (err error) {
+	if m.made > 0 {
+		return nil
+	}
+	if m.network, err = m.networkOf("self"); err != nil {
+		return err
+	}
+	made, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return err
+	}
+	if m.list, err = unix.Openat(m.proc, "self/fdinfo/"+strconv.Itoa(made), unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+		unix.Close(made)
+		return err
+	}
+	m.made = made
+	return nil
+}
+
+// notification is struct seccomp_notif, response struct seccomp_notif_resp, addition struct seccomp_notif_addfd
+// (linux/seccomp.h).
+type (
+	notification struct {
+		id         uint64
+		pid, flags uint32
+		nr, arch   uint32
+		ip         uint64
+		args       [6]uint64
+	}
+	response struct {
+		id    uint64
+		val   int64
+		error int32
+		flags uint32
+	}
+	addition struct {
+		id                            uint64
+		flags, src, newFD, newFDFlags uint32
+	}
+)
+
+const ioctlAddFD = 0x40182103 // SECCOMP_IOCTL_NOTIF_ADDFD
+
+func (m *netlinkMaker) ioctl(request uintptr, arg unsafe.Pointer) syscall.Errno {
+	_, _, errno := syscall.Syscall(unix.SYS_IOCTL, uintptr(m.listener), request, uintptr(arg))
+	return errno
+}
+
+// serve answers one question. It returns false when there will be no more.
+func (m *netlinkMaker) serve() bool {
+	n := &notification{}
+	switch errno := m.ioctl(unix.SECCOMP_IOCTL_NOTIF_RECV, unsafe.Pointer(n)); errno {
+	case 0:
+	case unix.EINTR, unix.ENOENT: // the asker is gone
+		return true
+	default:
+		return false
+	}
+	if err := m.prepare(); err != nil {
+		m.refuse(n, unix.ENOBUFS)
+		return true
+	}
+	pid := strconv.FormatUint(uint64(n.pid), 10)
+	network, err := m.networkOf(pid)
+	if err != nil {
+		m.refuse(n, unix.EPERM)
+		return true
+	}
+	if network != m.network {
+		// Who may make network namespaces (CAP_SYS_ADMIN, or a profile of his own) counts for himself there.
+		m.ioctl(unix.SECCOMP_IOCTL_NOTIF_SEND, unsafe.Pointer(&response{id: n.id, flags: unix.SECCOMP_USER_NOTIF_FLAG_CONTINUE}))
+		return true
+	}
+	who, err := m.asker(pid)
+	if err != nil {
+		m.refuse(n, unix.EPERM)
+		return true
+	}
+	fd, errno := m.make(who, n.args)
+	if errno != 0 {
+		m.refuse(n, errno)
+		return true
+	}
+	add := &addition{id: n.id, flags: unix.SECCOMP_ADDFD_FLAG_SEND, src: uint32(fd), newFDFlags: uint32(n.args[1]) & unix.SOCK_CLOEXEC}
+	for {
+		errno = m.ioctl(ioctlAddFD, unsafe.Pointer(add))
+		if errno != unix.EINTR {
+			break
+		}
+	}
+	if errno != 0 { // EMFILE, say; or ENOENT as it is gone, and then so is the refusal
+		m.refuse(n, errno)
+	}
+	unix.Close(fd)
+	return true
+}
+
+func (m *netlinkMaker) refuse(n *notification, errno syscall.Errno) {
+	m.ioctl(unix.SECCOMP_IOCTL_NOTIF_SEND, unsafe.Pointer(&response{id: n.id, error: -int32(errno)}))
+}
+
+// make opens a socket as the asker would, if there is room for one more.
+func (m *netlinkMaker) make(who asker, args [6]uint64) (int, syscall.Errno) {
+	if m.room <= 0 {
+		open, err := m.open()
+		if m.room = m.bound - open; err != nil || m.room <= 0 {
+			return -1, unix.ENOBUFS // as socket(2) has it: until sufficient resources are freed
+		}
+	}
+	if errno := m.become(who); errno != 0 {
+		return -1, errno
+	}
+	fd, _, errno := syscall.RawSyscall(unix.SYS_SOCKET, unix.AF_NETLINK, uintptr(uint32(args[1]))|unix.SOCK_CLOEXEC, uintptr(uint32(args[2])))
+	if errno != 0 {
+		return -1, errno
+	}
+	// Whatever keeps it open (descriptors anywhere, messages with it on their way) keeps it on this list.
+	if err := unix.EpollCtl(m.made, unix.EPOLL_CTL_ADD, int(fd), &unix.EpollEvent{Events: unix.EPOLLET}); err != nil {
+		unix.Close(int(fd))
+		return -1, unix.ENOBUFS
+	}
+	m.room--
+	return int(fd), 0
+}
+
+// become gives this thread the owner and the effective capabilities of the asker, as far as we have them.
+func (m *netlinkMaker) become(who asker) syscall.Errno {
+	if who == m.as {
+		return 0
+	}
+	m.as = nobody // until it is known again
+	if errno := setEffective(m.caps, m.caps); errno != 0 {
+		return errno
+	}
+	syscall.RawSyscall(unix.SYS_SETFSGID, uintptr(who.gid), 0, 0)
+	syscall.RawSyscall(unix.SYS_SETFSUID, uintptr(who.uid), 0, 0)
+	if errno := setEffective(who.caps&m.caps, m.caps); errno != 0 {
+		return errno
+	}
+	m.as = who
+	return 0
+}
+
+// setEffective changes this thread's capabilities alone.
+func setEffective(effective, permitted uint64) syscall.Errno {
+	header, data := capData(effective, permitted, 0)
+	_, _, errno := syscall.RawSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(header)), uintptr(unsafe.Pointer(data)), 0)
+	return errno
+}
+
+// open counts the sockets that are open.
+func (m *netlinkMaker) open() (int, error) {
+	var buf [4096]byte
+	n, at := 0, int64(0)
+	line := 0 // how many bytes of this line have fit
+	const mark = "tfd:"
+	for {
+		got, err := unix.Pread(m.list, buf[:], at)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return 0, err
+		}
+		if got == 0 {
+			return n, nil
+		}
+		at += int64(got)
+		for _, c := range buf[:got] {
+			switch {
+			case c == '\n':
+				line = 0
+			case line >= 0 && line < len(mark) && c == mark[line]:
+				if line++; line == len(mark) {
+					n++
+				}
+			default:
+				line = -1
+			}
+		}
+	}
+}
+
+// networkOf tells network namespaces apart. /proc/PID/ns is closed to us, but files below /proc/PID/net are other ones in each.
+func (m *netlinkMaker) networkOf(pid string) (uint64, error) {
+	var st unix.Stat_t
+	err := unix.Fstatat(m.proc, pid+"/net/netlink", &st, 0)
+	return st.Ino, err
+}
+
+// asker reads who a thread is. It is in the middle of a system call and stays what it is as long as its question stands.
+func (m *netlinkMaker) asker(pid string) (who asker, err error) {
+	fd, err := unix.Openat(m.proc, pid+"/status", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return who, err
+	}
+	defer unix.Close(fd)
+	var buf [4096]byte
+	n, err := unix.Read(fd, buf[:])
+	if err != nil {
+		return who, err
+	}
+	return parseAsker(buf[:n])
+}
+
+// parseAsker reads /proc/PID/status: "Uid:" and "Gid:" with real, effective, saved and file system id, "CapEff:" in hex.
+func parseAsker(status []byte) (who asker, err error) {
+	found := 0
+	for _, line := range split(status, '\n') {
+		fields := split(line, '\t')
+		switch {
+		case len(fields) == 5 && (string(fields[0]) == "Uid:" || string(fields[0]) == "Gid:"):
+			id, ok := parseID(string(fields[4]))
+			if !ok {
+				return asker{}, unix.EINVAL
+			}
+			if found++; fields[0][0] == 'U' {
+				who.uid = id
+			} else {
+				who.gid = id
+			}
+		case len(fields) == 2 && string(fields[0]) == "CapEff:":
+			if who.caps, err = strconv.ParseUint(string(fields[1]), 16, 64); err != nil {
+				return asker{}, unix.EINVAL
+			}
+			found++
+		}
+	}
+	if found != 3 {
+		return asker{}, unix.EINVAL
+	}
+	return who, nil
+}
