@@ -440,6 +440,21 @@ func TestCatalogue(t *testing.T) {
 			t.Errorf("%s: %s", field, f)
 		}
 	}
+	if i = admin.patch(path, obj{"capAdd": []string{"NET_RAW"}}).want(200).json(); fmt.Sprint(i["capAdd"]) != "[NET_RAW]" {
+		t.Error(i["capAdd"])
+	}
+	for _, bad := range [][]string{{"SYS_ADMIN"}, {"CAP_NET_RAW"}, {"NET_RAW", "NET_RAW"}, {""}} {
+		p := admin.patch(path, obj{"capAdd": bad}).want(422, "invalid_field")
+		if p.problem("field") != "capAdd" {
+			t.Error(bad, p.problem("field"))
+		}
+	}
+	if m := admin.patch(path, obj{"capAdd": []string{"NET_ADMIN"}}).want(422).problem("message"); !strings.Contains(m, "NET_RAW") {
+		t.Error(m)
+	}
+	if i = admin.patch(path, obj{"capAdd": []string{}}).want(200).json(); fmt.Sprint(i["capAdd"]) != "[]" {
+		t.Error(i["capAdd"])
+	}
 	admin.patch(path, obj{"name": "busybox"}).want(409, "name_taken")
 	admin.patch(path, obj{}).want(422)
 	admin.patch(path, obj{"logo": "NO"}).want(422)

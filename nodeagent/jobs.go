@@ -273,7 +273,7 @@ func (d *daemon) create(ctx context.Context, h *hosted, spec *queue.EnvSpec, tol
 	told.begins(ctx, queue.EnvStatus{ID: h.id, State: queue.StateCreating, Deadline: spec.Deadline})
 	return d.node.Create(ctx, CreateOptions{
 		ID: h.id, Timings: map[string]int64{"image": pulled.Microseconds()}, Image: img, NoMain: true, Owner: OwnerPlatform, Hostname: hostnameFor(spec),
-		Limits: limitsOf(spec.Limits), Platform: &PlatformRecord{Shell: spec.Command, Deadline: spec.Deadline, IdleTimeout: spec.IdleTimeout},
+		Limits: limitsOf(spec.Limits), CapAdd: spec.CapAdd, Platform: &PlatformRecord{Shell: spec.Command, Deadline: spec.Deadline, IdleTimeout: spec.IdleTimeout},
 	})
 }
 

@@ -33,19 +33,24 @@ type imageAnswer struct {
 	Command       []string `json:"command"`
 	Logo          string   `json:"logo"`
 	store.Rations
-	LifetimeSeconds int64 `json:"lifetimeSeconds"`
-	Enabled         bool  `json:"enabled"`
-	Position        int   `json:"position"`
+	CapAdd          []string `json:"capAdd"`
+	LifetimeSeconds int64    `json:"lifetimeSeconds"`
+	Enabled         bool     `json:"enabled"`
+	Position        int      `json:"position"`
 }
 
 func imageView(i store.Image) imageAnswer {
-	command := i.Command
-	if command == nil {
-		command = []string{}
-	}
 	return imageAnswer{ID: i.ID, Name: i.Name, Title: i.Title, TitleZh: i.TitleZh, Description: i.Description, DescriptionZh: i.DescriptionZh,
-		Source: i.Source, Insecure: i.Insecure, Command: command, Logo: i.Logo, Rations: i.Rations, LifetimeSeconds: i.LifetimeSeconds,
+		Source: i.Source, Insecure: i.Insecure, Command: list(i.Command), Logo: i.Logo, Rations: i.Rations, CapAdd: list(i.CapAdd), LifetimeSeconds: i.LifetimeSeconds,
 		Enabled: i.Enabled, Position: i.Position}
+}
+
+// list is never null in JSON.
+func list(l []string) []string {
+	if l == nil {
+		return []string{}
+	}
+	return l
 }
 
 func (a *API) listImages(c *gin.Context) error {
@@ -85,6 +90,7 @@ type imageRequest struct {
 	IOWriteIOPS     *int64    `json:"ioWriteIops"`
 	NetQuotaBytes   *int64    `json:"netQuotaBytes"`
 	BlkQuotaBytes   *int64    `json:"blkQuotaBytes"`
+	CapAdd          *[]string `json:"capAdd"`
 	LifetimeSeconds *int64    `json:"lifetimeSeconds"`
 	Enabled         *bool     `json:"enabled"`
 	Position        *int      `json:"position"`
@@ -120,6 +126,7 @@ func (in *imageRequest) apply(i *store.Image) error {
 	put(&i.IOWriteIOPS, in.IOWriteIOPS)
 	put(&i.NetQuotaBytes, in.NetQuotaBytes)
 	put(&i.BlkQuotaBytes, in.BlkQuotaBytes)
+	put(&i.CapAdd, in.CapAdd)
 	put(&i.LifetimeSeconds, in.LifetimeSeconds)
 	put(&i.Enabled, in.Enabled)
 	put(&i.Position, in.Position)
@@ -153,9 +160,14 @@ func (a *API) createImage(c *gin.Context) error {
 	} else if err != nil {
 		return fmt.Errorf("insert the image: %w", err)
 	}
-	a.audit(c, who(c).User, "image_created", i.Name, i.Source)
+	a.audit(c, who(c).User, "image_created", i.Name, grants(i))
 	c.JSON(http.StatusCreated, imageView(i))
 	return nil
+}
+
+// grants is what the audit log says of an image: where it is from, and what root inside may do besides the usual.
+func grants(i store.Image) string {
+	return strings.Join(append([]string{i.Source}, i.CapAdd...), " + ")
 }
 
 func (a *API) updateImage(c *gin.Context) error {
@@ -179,7 +191,7 @@ func (a *API) updateImage(c *gin.Context) error {
 	case err != nil:
 		return err
 	}
-	a.audit(c, who(c).User, "image_changed", i.Name, i.Source)
+	a.audit(c, who(c).User, "image_changed", i.Name, grants(i))
 	c.JSON(http.StatusOK, imageView(i))
 	return nil
 }

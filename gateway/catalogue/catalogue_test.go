@@ -43,6 +43,7 @@ func TestCheckNamesTheField(t *testing.T) {
 		"ioWriteBps":      func(i *store.Image) { i.IOWriteBPS = -1 },
 		"ioReadIops":      func(i *store.Image) { i.IOReadIOPS = -1 },
 		"ioWriteIops":     func(i *store.Image) { i.IOWriteIOPS = 1<<50 + 1 },
+		"capAdd":          func(i *store.Image) { i.CapAdd = []string{"NET_RAW", "SYS_ADMIN"} },
 		"netQuotaBytes":   func(i *store.Image) { i.NetQuotaBytes = -1 },
 		"blkQuotaBytes":   func(i *store.Image) { i.BlkQuotaBytes = -1 },
 		"lifetimeSeconds": func(i *store.Image) { i.LifetimeSeconds = -1 },

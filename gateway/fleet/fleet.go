@@ -160,7 +160,7 @@ func (f *Fleet) Create(ctx context.Context, u store.User, image store.Image, nam
 	e := store.Environment{
 		ID: auth.NewID("e"), UserID: u.ID, Owner: u.Username, Name: name,
 		Image: image.Name, Title: image.Title, TitleZh: image.TitleZh, Logo: image.Logo, Source: image.Source, Insecure: image.Insecure, Command: image.Command,
-		Rations: image.Rations, LifetimeSeconds: int64(f.lifetime(image).Seconds()), IdleSeconds: int64(f.Policy.IdleTimeout.Seconds()),
+		Rations: image.Rations, CapAdd: image.CapAdd, LifetimeSeconds: int64(f.lifetime(image).Seconds()), IdleSeconds: int64(f.Policy.IdleTimeout.Seconds()),
 		CreatedAt: store.At(now),
 	}
 	if e.Name == "" {
@@ -272,7 +272,7 @@ func limits(r store.Rations) queue.Limits {
 func (f *Fleet) enqueue(ctx context.Context, e store.Environment) (store.Environment, error) {
 	job := queue.Job{ID: e.ID, Kind: queue.KindCreate, EnvID: e.ID, EnqueuedAt: e.TriedAt.Std(), Spec: &queue.EnvSpec{
 		ID: e.ID, Owner: e.Owner, Name: e.Name, Image: e.Image, Source: e.Source, Insecure: e.Insecure, Command: e.Command,
-		Limits: limits(e.Rations), Deadline: e.Deadline.Std(), IdleTimeout: time.Duration(e.IdleSeconds) * time.Second, CreatedAt: e.TriedAt.Std(),
+		Limits: limits(e.Rations), CapAdd: e.CapAdd, Deadline: e.Deadline.Std(), IdleTimeout: time.Duration(e.IdleSeconds) * time.Second, CreatedAt: e.TriedAt.Std(),
 	}}
 	var err error
 	if e.Try > 0 { // the id was used by the try before

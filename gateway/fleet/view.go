@@ -38,6 +38,7 @@ type View struct {
 	IdleTimeoutSeconds int64             `json:"idleTimeoutSeconds"`
 	Timings            map[string]int64  `json:"timings"`
 	store.Rations
+	CapAdd []string `json:"capAdd"`
 }
 
 // View renders an environment. A waiting one costs a question to etcd.
@@ -47,7 +48,10 @@ func (f *Fleet) View(ctx context.Context, e store.Environment) View {
 		State: e.State, Stage: e.Stage, Percent: e.Percent, Reason: e.Reason, Node: e.Node, NodeOnline: e.Node != "" && f.online(e.Node), Address: e.Address,
 		CreatedAt: e.CreatedAt.Std(), StartedAt: e.StartedAt.Ptr(), EndedAt: e.EndedAt.Ptr(), Deadline: e.Deadline.Ptr(),
 		LatestDeadline: f.latestDeadline(e), IdleTimeoutSeconds: e.IdleSeconds,
-		Timings: e.Timings, Rations: e.Rations,
+		Timings: e.Timings, Rations: e.Rations, CapAdd: e.CapAdd,
+	}
+	if v.CapAdd == nil {
+		v.CapAdd = []string{}
 	}
 	if v.Timings == nil {
 		v.Timings = map[string]int64{}

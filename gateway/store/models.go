@@ -118,10 +118,11 @@ type Image struct {
 	Command       []string `gorm:"serializer:json;type:text"`
 	Logo          string   `gorm:"size:64;not null"`
 	Rations
-	LifetimeSeconds int64 `gorm:"not null"`
-	Enabled         bool  `gorm:"not null"`
-	Position        int   `gorm:"not null"`
-	CreatedAt       Time  `gorm:"autoCreateTime:false;not null"`
+	CapAdd          []string `gorm:"serializer:json;type:text"` // capabilities of root inside besides the usual ones
+	LifetimeSeconds int64    `gorm:"not null"`
+	Enabled         bool     `gorm:"not null"`
+	Position        int      `gorm:"not null"`
+	CreatedAt       Time     `gorm:"autoCreateTime:false;not null"`
 }
 
 // Environment is what is remembered of an environment, for ever. It copies the image it was made from: a later change
@@ -139,8 +140,9 @@ type Environment struct {
 	Insecure bool     `gorm:"not null"`
 	Command  []string `gorm:"serializer:json;type:text"`
 	Rations
-	LifetimeSeconds int64 `gorm:"not null"` // first deadline after the (re)try was asked for
-	IdleSeconds     int64 `gorm:"not null"`
+	CapAdd          []string `gorm:"serializer:json;type:text"`
+	LifetimeSeconds int64    `gorm:"not null"` // first deadline after the (re)try was asked for
+	IdleSeconds     int64    `gorm:"not null"`
 
 	State     string           `gorm:"size:16;not null;index:user_state,priority:2;index:state"`
 	Stage     string           `gorm:"size:64;not null"`

@@ -488,7 +488,7 @@ func TestOlderDatabase(t *testing.T) {
 				dsn = mariaDSN(t)
 			}
 			s := open(t, driver, dsn)
-			must(t, s.CreateImage(ctx, &store.Image{Name: "a", Rations: store.Rations{MemoryBytes: 7, IOReadBPS: 8}}))
+			must(t, s.CreateImage(ctx, &store.Image{Name: "a", Rations: store.Rations{MemoryBytes: 7, IOReadBPS: 8}, CapAdd: []string{"NET_RAW"}}))
 			u := user(t, s, "ada")
 			e := env(u, "e1")
 			must(t, s.CreateEnvironment(ctx, e, 3))
@@ -496,7 +496,7 @@ func TestOlderDatabase(t *testing.T) {
 			must(t, err)
 			defer db.Close()
 			for _, table := range []string{"images", "environments"} {
-				for _, column := range []string{"memory_high_bytes", "io_read_bps", "io_write_bps", "io_read_iops", "io_write_iops", "net_up_bits"} {
+				for _, column := range []string{"memory_high_bytes", "io_read_bps", "io_write_bps", "io_read_iops", "io_write_iops", "net_up_bits", "cap_add"} {
 					_, err := db.Exec("ALTER TABLE " + table + " DROP COLUMN " + column)
 					must(t, err)
 				}
@@ -504,13 +504,13 @@ func TestOlderDatabase(t *testing.T) {
 			s = open(t, driver, dsn)
 			i, err := s.ImageByName(ctx, "a")
 			must(t, err)
-			if i.Rations != (store.Rations{MemoryBytes: 7}) {
+			if i.Rations != (store.Rations{MemoryBytes: 7}) || len(i.CapAdd) != 0 {
 				t.Errorf("%+v", i)
 			}
 			r := store.Rations{MemoryBytes: 7, MemoryHighBytes: 1, IOReadBPS: 2, IOWriteBPS: 3, IOReadIOPS: 4, IOWriteIOPS: 5}
-			_, err = s.UpdateImage(ctx, i.ID, func(i *store.Image) error { i.Rations = r; return nil })
+			_, err = s.UpdateImage(ctx, i.ID, func(i *store.Image) error { i.Rations, i.CapAdd = r, []string{"NET_RAW"}; return nil })
 			must(t, err)
-			if i, err = s.ImageByName(ctx, "a"); err != nil || i.Rations != r {
+			if i, err = s.ImageByName(ctx, "a"); err != nil || i.Rations != r || len(i.CapAdd) != 1 {
 				t.Errorf("%+v, %v", i, err)
 			}
 			old, err := s.Environment(ctx, "e1")

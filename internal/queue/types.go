@@ -96,6 +96,7 @@ type EnvSpec struct {
 	Insecure    bool          `json:"insecure,omitempty"`
 	Command     []string      `json:"command,omitempty"`
 	Limits      Limits        `json:"limits"`
+	CapAdd      []string      `json:"capAdd,omitempty"` // capabilities of root inside besides the usual ones
 	Deadline    time.Time     `json:"deadline,omitzero"`
 	IdleTimeout time.Duration `json:"idleTimeout,omitempty"` // nanoseconds in JSON
 	CreatedAt   time.Time     `json:"createdAt,omitzero"`

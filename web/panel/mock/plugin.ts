@@ -21,7 +21,7 @@ function image(id: number, name: string, title: string, logo: string, descriptio
   source: name === 'busybox' ? 'busybox' : `docker.io/library/${name}:latest`,
   command: name === 'busybox' ? ['/bin/sh'] : null,
   memoryBytes: memory * mib, cpus: memory > 500 ? 2 : 1, pids: 256, diskBytes: 1024 * mib,
-  memoryHighBytes: name === 'ubuntu' ? 192 * mib : 0, ioReadBps: 0, ioWriteBps: name === 'debian' ? 10 * mib : 0, ioReadIops: 0, ioWriteIops: name === 'debian' ? 100 : 0,
+  capAdd: name === 'alpine' ? ['NET_RAW'] : [], memoryHighBytes: name === 'ubuntu' ? 192 * mib : 0, ioReadBps: 0, ioWriteBps: name === 'debian' ? 10 * mib : 0, ioReadIops: 0, ioWriteIops: name === 'debian' ? 100 : 0,
   netUpBits: 0, netDownBits: 0, netQuotaBytes: 100 * mib, blkQuotaBytes: 0, lifetimeSeconds: 4 * 3600, enabled: true,
   };
 }
@@ -85,7 +85,7 @@ class Mock {
       id, name: `${img.name}-${id.slice(1, 5)}`, image: img.name, title: img.title, titleZh: '', logo: img.logo, state: 'queued', stage: '', percent: 0, reason: '', reasonCode: '', reasonValues: {}, hint: '',
       node: '', nodeOnline: true, address: '', latestDeadline: new Date(Date.now() + 24 * 3600e3).toISOString(), queuePosition: 0, createdAt: new Date().toISOString(), startedAt: null, endedAt: null,
       deadline: new Date(Date.now() + img.lifetimeSeconds * 1000).toISOString(), idleTimeoutSeconds: 1800,
-      memoryBytes: img.memoryBytes, cpus: img.cpus, pids: img.pids, timings: {},
+      ...Object.fromEntries(Object.entries(img).filter(([key]) => /Bytes$|Bits$|^io|^cpus$|^pids$|^capAdd$/.test(key))), timings: {},
     };
   }
 

@@ -23,13 +23,13 @@ describe('rations', () => {
   const say = ((key: keyof typeof dict, values?: Record<string, string>) => dict[key].en.replace(/\{(\w+)\}/g, (_, name: string) => String(values?.[name]))) as typeof t;
   const none: Rations = {
     memoryBytes: 268435456, memoryHighBytes: 0, cpus: 0.5, pids: 64, diskBytes: 0, netUpBits: 0, netDownBits: 0,
-    ioReadBps: 0, ioWriteBps: 0, ioReadIops: 0, ioWriteIops: 0, netQuotaBytes: 0, blkQuotaBytes: 0,
+    ioReadBps: 0, ioWriteBps: 0, ioReadIops: 0, ioWriteIops: 0, netQuotaBytes: 0, blkQuotaBytes: 0, capAdd: [],
   };
 
   it('say what is limited, and only that', () => {
     expect(rations(none, say)).toEqual(['256 MiB', '0.5 CPU']);
-    expect(rations({ ...none, memoryHighBytes: 134217728, diskBytes: 2 ** 31, ioReadBps: 4096, ioWriteBps: 4096, ioWriteIops: 40, netUpBits: 8e6, netDownBits: 16e6 }, say)).toEqual([
-      '256 MiB', 'slower from 128 MiB', '0.5 CPU', '2 GiB disk', 'disk 4 KiB/s', 'disk ↑ 40 per second', 'net ↓ 16 Mbit/s ↑ 8 Mbit/s',
+    expect(rations({ ...none, memoryHighBytes: 134217728, diskBytes: 2 ** 31, ioReadBps: 4096, ioWriteBps: 4096, ioWriteIops: 40, netUpBits: 8e6, netDownBits: 16e6, capAdd: ['NET_RAW'] }, say)).toEqual([
+      '256 MiB', 'slower from 128 MiB', '0.5 CPU', '2 GiB disk', 'disk 4 KiB/s', 'disk ↑ 40 per second', 'net ↓ 16 Mbit/s ↑ 8 Mbit/s', 'raw packets',
     ]);
   });
 });

@@ -3,7 +3,7 @@ import type { Rations } from './api/types.ts';
 import { bytes } from './format.ts';
 import type { t } from './i18n/i18n.svelte.ts';
 
-/** One piece of text for each ration that is limited, the most important first, in the language of `say`. */
+/** One piece of text for each ration that is limited, and for what is granted, the most important first, in the language of `say`. */
 export function rations(r: Rations, say: typeof t): string[] {
   const list = [bytes(r.memoryBytes)];
   if (r.memoryHighBytes > 0 && r.memoryHighBytes < r.memoryBytes) list.push(say('spec.memoryHigh', { n: bytes(r.memoryHighBytes) }));
@@ -15,6 +15,7 @@ export function rations(r: Rations, say: typeof t): string[] {
   if (operations) list.push(say('spec.diskOps', { n: operations }));
   const net = pair(r.netDownBits, r.netUpBits, (n) => `${Math.round(n / 1e4) / 100} Mbit/s`);
   if (net) list.push(say('spec.net', { n: net }));
+  if (r.capAdd.includes('NET_RAW')) list.push(say('spec.raw'));
   return list;
 }
 

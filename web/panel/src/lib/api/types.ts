@@ -54,6 +54,8 @@ export interface Rations {
   ioWriteIops: number;
   netQuotaBytes: number;
   blkQuotaBytes: number;
+  /** Capabilities of root inside besides the usual ones: NET_RAW for raw packets. */
+  capAdd: string[];
 }
 
 export interface Image extends Rations {
