@@ -21,9 +21,10 @@ up: setup build ## set up, build and start the whole product on this machine (Ct
 setup: ## install what building and running need (apt), and say what
 	@scripts/setup build
 
-init: ## build PID 1 of an environment, which package runtime embeds
-	@mkdir -p runtime/embedded
+init: ## build PID 1 of an environment, which package runtime embeds, and the busybox image's ping, which rootfs does
+	@mkdir -p runtime/embedded rootfs/embedded
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o runtime/embedded/init ./init
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o rootfs/embedded/ping ./rootfs/internal/ping
 
 web/panel/node_modules: web/panel/package-lock.json
 	cd web/panel && npm ci --no-progress --no-audit --no-fund
@@ -85,5 +86,5 @@ vagrant: build ## prove the Vagrantfile: a box made on the spot comes up under e
 	tests/vm/vagrant.sh
 
 clean: ## remove what building left here (never an environment or a data directory)
-	rm -rf bin runtime/embedded/init web/panel/node_modules
+	rm -rf bin runtime/embedded/init rootfs/embedded/ping web/panel/node_modules
 	find web/dist -mindepth 1 ! -name .gitkeep -delete

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"debug/elf"
+	"embed"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +17,12 @@ import (
 	"strings"
 	"time"
 )
+
+// embedded holds the image's ping (internal/ping), if `make init` has been run: busybox' own wants a raw socket. The .gitkeep
+// beside it lets a fresh clone compile.
+//
+//go:embed all:embedded
+var embedded embed.FS
 
 // busyboxPaths are where distributions put a static busybox.
 var busyboxPaths = []string{"/bin/busybox", "/usr/bin/busybox", "/bin/busybox.static", "/usr/lib/busybox/busybox"}
@@ -145,6 +152,17 @@ var busyboxDirs = []struct {
 
 var busyboxVersion = regexp.MustCompile(`^BusyBox v([0-9A-Za-z.+~-]+)`)
 
+// hidePing gives busybox' own ping another name in a copy of it: busybox' shell takes an applet before it looks for a program
+// (FEATURE_SH_STANDALONE), and this one needs a raw socket. Its table of names must stay sorted, and of that length. A
+// busybox with a table of another kind stays as it is.
+func hidePing(busybox []byte) []byte {
+	names, hidden := []byte("\x00ping\x00ping6\x00"), []byte("\x00pinf\x00pinf6\x00")
+	if bytes.Count(busybox, names) != 1 {
+		return busybox
+	}
+	return bytes.Replace(busybox, names, hidden, 1)
+}
+
 // busyboxTar returns the layer of the busybox image. The same busybox gives the same bytes.
 func busyboxTar(ctx context.Context, program string) (io.Reader, error) {
 	data, err := os.ReadFile(program)
@@ -182,6 +200,10 @@ func busyboxTar(ctx context.Context, program string) (io.Reader, error) {
 	for _, d := range busyboxDirs {
 		add(&tar.Header{Typeflag: tar.TypeDir, Name: d.name, Mode: d.mode, Uid: d.id, Gid: d.id}, nil)
 	}
+	ping, noPing := embedded.ReadFile("embedded/ping")
+	if noPing == nil {
+		data = hidePing(data)
+	}
 	add(&tar.Header{Typeflag: tar.TypeReg, Name: "bin/busybox", Mode: 0o755}, data)
 	// A link in /bin for every applet, and one where its own path says, so that scripts find either.
 	links := map[string]bool{"bin/busybox": true}
@@ -194,6 +216,12 @@ func busyboxTar(ctx context.Context, program string) (io.Reader, error) {
 		}
 	}
 	delete(links, "bin/busybox")
+	if noPing == nil {
+		add(&tar.Header{Typeflag: tar.TypeReg, Name: "bin/ping", Mode: 0o755}, ping)
+		add(&tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/ping6", Linkname: "ping", Mode: 0o777}, nil)
+		delete(links, "bin/ping")
+		delete(links, "bin/ping6")
+	}
 	for _, name := range sortedKeys(links) {
 		add(&tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: "/bin/busybox", Mode: 0o777}, nil)
 	}

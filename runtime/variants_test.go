@@ -111,7 +111,7 @@ func TestWithoutUserNamespace(t *testing.T) {
 		t.Fatal(err)
 	}
 	if out := sh(t, c, "cat /proc/self/uid_map; stat -c '%F %u %a %t:%T' /dev/null; echo x > /dev/null; grep CapEff /proc/self/status"); !strings.Contains(out, "4294967295") ||
-		!strings.Contains(out, "character special file 0 666 1:3") || !strings.Contains(out, "00000000a80425fb") {
+		!strings.Contains(out, "character special file 0 666 1:3") || !strings.Contains(out, "00000000a80405fb") {
 		t.Errorf("%s", out)
 	}
 	for _, script := range []string{"readlink /proc/1/exe", "readlink /proc/1/fd/4", "readlink /proc/1/root", "mount -t tmpfs none /tmp", "mknod /tmp/x b 8 0 && cat /tmp/x"} {

@@ -177,8 +177,8 @@ func eventually(t *testing.T, ok func() bool) {
 
 // known are the holes that docs/security.md lists: what is open, and why it is still so.
 var known = map[string]string{
-	"ring":      "the kernel charges the rings of packet sockets to nobody",
-	"send-ring": "the kernel charges the rings of packet sockets to nobody",
+	"ring with CAP_NET_RAW":      "the kernel charges the rings of packet sockets to nobody",
+	"send-ring with CAP_NET_RAW": "the kernel charges the rings of packet sockets to nobody",
 }
 
 // hole notes whether what name calls is open. A hole that nobody knew fails, and so does one that has closed unnoticed.

@@ -105,6 +105,7 @@ func attempts(args []string) error {
 	p.handles()
 	p.terminal()
 	p.ipc()
+	p.packets()
 	p.abi()
 	p.privileges()
 	p.chroots()

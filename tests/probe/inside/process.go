@@ -432,6 +432,7 @@ func (p *prober) abi() {
 		p.tryOr("32-bit socketcall "+name, errnos{unix.EPERM, unix.EACCES, unix.ENOSYS}, errnos{unix.EAFNOSUPPORT, unix.ESOCKTNOSUPPORT}, "this kernel has no such family", err)
 		p.try("32-bit socket "+name, errnos{unix.EAFNOSUPPORT}, asError(int80(359, family, kind, 0, 0, 0)))
 	}
+	p.packets32(at, page)
 }
 
 // privileges: what a program could gain by being executed.
@@ -450,7 +451,7 @@ func (p *prober) privileges() {
 	// CAP_SYS_ADMIN and what else reaches the kernel, in the bounding set: nothing executed can ever get it.
 	bounding, _ := strconv.ParseUint(caps["CapBnd"], 16, 64)
 	const never = 1<<unix.CAP_SYS_ADMIN | 1<<unix.CAP_SYS_MODULE | 1<<unix.CAP_SYS_RAWIO | 1<<unix.CAP_SYS_PTRACE | 1<<unix.CAP_SYS_BOOT |
-		1<<unix.CAP_SYS_TIME | 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_DAC_READ_SEARCH | 1<<unix.CAP_BPF | 1<<unix.CAP_PERFMON |
+		1<<unix.CAP_SYS_TIME | 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_NET_RAW | 1<<unix.CAP_DAC_READ_SEARCH | 1<<unix.CAP_BPF | 1<<unix.CAP_PERFMON |
 		1<<unix.CAP_SYS_RESOURCE | 1<<unix.CAP_SYSLOG | 1<<unix.CAP_MAC_ADMIN | 1<<unix.CAP_LINUX_IMMUTABLE | 1<<unix.CAP_CHECKPOINT_RESTORE
 	p.check("bounding set", bounding&never == 0, caps["CapBnd"], "nothing that reaches the kernel")
 	p.check("seccomp", caps["Seccomp"] == "2", caps["Seccomp"], "2")
