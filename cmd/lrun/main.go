@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	goruntime "runtime"
 	"strings"
 	"time"
 
@@ -60,7 +61,11 @@ func (a *app) machine() (_ *runtime.OCI, err error) {
 	return a.oci, err
 }
 
+// The main thread is the one to fork from: others may have been started by the monitor, and have its slack (calmMonitor).
+func init() { goruntime.LockOSThread() }
+
 func main() {
+	calmMonitor()
 	rawfork.RestoreFileLimit() // which containers inherit
 	a := &app{root: "/run/lrun"}
 	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" && os.Geteuid() != 0 {
