@@ -38,6 +38,8 @@ const (
 	// Fork is a clone(2) with CLONE_PARENT: the caller reports the new process's id to the parent and ends, the new
 	// process goes on with the next step.
 	Fork
+	// More is a Byte after which the child goes on with the program given to Process.More, which must not be missing then.
+	More
 	// inside is a getcwd(2) whose buffer must then start with "/".
 	inside
 )
@@ -47,6 +49,20 @@ type Step struct {
 	Op   Op
 	Trap uintptr
 	Args [6]uintptr
+	load uint8   // a bit for each of Args that is the address of a Number
+	into uintptr // of the Number that takes the result, or 0
+}
+
+// Number is the address of a 32-bit number that only the child comes to know: a descriptor that it opens or is sent.
+type Number uintptr
+
+// Into keeps the result of a step.
+func (s *Step) Into(n Number) { s.into = uintptr(n) }
+
+// Load has an argument of a step, which Add was given as the address of a Number, be what that is by then.
+func (s *Step) Load(arg int) *Step {
+	s.load |= 1 << arg
+	return s
 }
 
 // Program is a list of steps under construction, with everything they point to.
@@ -57,12 +73,21 @@ type Program struct {
 	cwd   [unix.PathMax]byte // what an inside step reads
 }
 
-// Add appends a step; name is what an error will call it.
-func (p *Program) Add(name string, op Op, trap uintptr, args ...uintptr) {
+// Add appends a step; name is what an error will call it. What it returns is good until the next Add.
+func (p *Program) Add(name string, op Op, trap uintptr, args ...uintptr) *Step {
 	s := Step{Op: op, Trap: trap}
 	copy(s.Args[:], args)
 	p.steps = append(p.steps, s)
 	p.names = append(p.names, name)
+	return &p.steps[len(p.steps)-1]
+}
+
+// Number makes room for one, which is -1 (no descriptor) until a step has given it a value.
+func (p *Program) Number() Number {
+	n := new(int32)
+	*n = -1
+	p.keep = append(p.keep, n)
+	return Number(unsafe.Pointer(n))
 }
 
 // String returns the address of a NUL-terminated copy of s that lives as long as the program.
@@ -117,6 +142,7 @@ type Process struct {
 	Errors int
 
 	program *Program
+	more    *Program
 	child   *child
 	stack   []byte
 }
@@ -124,6 +150,7 @@ type Process struct {
 // child is what the child works on. It is kept by Process until the child has left our memory.
 type child struct {
 	steps  []Step
+	more   []Step // what follows a More step; written before the byte it waits for
 	errors int
 	pidfd  int32
 	cwd    *[unix.PathMax]byte
@@ -259,13 +286,23 @@ func (p *Process) release() {
 	unix.Munmap(p.stack)
 	runtime.KeepAlive(p.child)
 	runtime.KeepAlive(p.program)
+	runtime.KeepAlive(p.more)
 	p.child, p.stack = nil, nil
 }
 
+// More says what the child goes on with at its More step, which its caller then lets it pass.
+func (p *Process) More(more *Program) {
+	p.more, p.child.more = more, more.steps
+}
+
 func (p *Process) failure(r report) error {
+	names := p.program.names
+	if p.more != nil {
+		names = append(names[:len(names):len(names)], p.more.names...)
+	}
 	name := "a step before exec"
-	if int(r.step) < len(p.program.names) {
-		name = p.program.names[r.step]
+	if int(r.step) < len(names) {
+		name = names[r.step]
 	}
 	return &Error{name, syscall.Errno(r.n)}
 }
@@ -322,15 +359,28 @@ func run(c *child) {
 		syscall.RawSyscall6(unix.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&c.action)), 0, 8, 0, 0)
 	}
 	var errno, missing syscall.Errno
-	i := 0
-	for ; i < len(c.steps); i++ {
-		s := &c.steps[i]
+	steps, passed, i := c.steps, 0, 0
+	for ; i < len(steps); i++ {
+		s := &steps[i]
+		a := s.Args
+		for j := range a {
+			if s.load&(1<<j) != 0 {
+				a[j] = uintptr(**(**int32)(unsafe.Pointer(&a[j])))
+			}
+		}
 		var res uintptr
-		for {
-			res, _, errno = syscall.RawSyscall6(s.Trap, s.Args[0], s.Args[1], s.Args[2], s.Args[3], s.Args[4], s.Args[5])
+		for tries := 0; ; tries++ {
+			res, _, errno = syscall.RawSyscall6(s.Trap, a[0], a[1], a[2], a[3], a[4], a[5])
+			if errno == unix.EAGAIN && s.Trap == unix.SYS_OPENAT2 && tries < 64 { // somebody renamed something meanwhile
+				continue
+			}
 			if errno != unix.EINTR || s.Op == Exec {
 				break
 			}
+		}
+		if errno == 0 && s.into != 0 {
+			into := s.into
+			**(**int32)(unsafe.Pointer(&into)) = int32(res)
 		}
 		switch s.Op {
 		case Try:
@@ -349,6 +399,14 @@ func run(c *child) {
 		case Byte:
 			if errno == 0 && res != 1 {
 				errno = unix.ECANCELED
+			}
+		case More:
+			switch {
+			case errno == 0 && res != 1:
+				errno = unix.ECANCELED
+			case errno == 0:
+				passed += len(steps)
+				steps, i = c.more, -1
 			}
 		case Alive:
 			if errno == unix.EAGAIN {
@@ -374,13 +432,13 @@ func run(c *child) {
 		}
 	}
 	if errno == 0 { // every Exec was tried in vain, or there was none
-		i = len(c.steps) - 1
+		i = len(steps) - 1
 		errno = missing
 		if errno == 0 {
 			errno = unix.ENOEXEC
 		}
 	}
-	c.report.step, c.report.n = int32(i), int32(errno)
+	c.report.step, c.report.n = int32(passed+i), int32(errno)
 	syscall.RawSyscall(unix.SYS_WRITE, uintptr(c.errors), uintptr(unsafe.Pointer(&c.report)), 8)
 	for {
 		syscall.RawSyscall(unix.SYS_EXIT_GROUP, 127, 0, 0)

@@ -6,6 +6,7 @@ import (
 	"os"
 	"sync"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -173,5 +174,58 @@ func BenchmarkStart(b *testing.B) {
 		proc.Wait()
 		unix.Wait4(proc.PID, nil, 0, nil)
 		unix.Close(proc.PIDFD)
+	}
+}
+
+// What is to be done may be decided after the fork, and numbers that only the child learns may be handed from step to step.
+func TestMore(t *testing.T) {
+	for _, missing := range []bool{false, true} {
+		var goAhead, out [2]int
+		for _, pipe := range []*[2]int{&goAhead, &out} {
+			if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var p, more Program
+		p.Add("signals", Must, unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, p.Bytes(make([]byte, 8)), 0, 8)
+		p.Add("go-ahead", More, unix.SYS_READ, uintptr(goAhead[0]), p.Bytes(make([]byte, 1)), 1)
+		proc, err := Start(&p, 0, -1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := t.TempDir() + "/file"
+		if err := os.WriteFile(path, []byte("told\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if missing {
+			path += "/missing"
+		}
+		fd := more.Number()
+		how := &unix.OpenHow{Flags: unix.O_RDONLY}
+		more.Keep(how)
+		at := unix.AT_FDCWD
+		more.Add("open it", Must, unix.SYS_OPENAT2, uintptr(at), more.String(path), uintptr(unsafe.Pointer(how)), unsafe.Sizeof(*how)).Into(fd)
+		more.Add("input", Must, unix.SYS_DUP3, uintptr(fd), 0, 0).Load(0)
+		more.Add("output", Must, unix.SYS_DUP3, uintptr(out[1]), 1, 0)
+		more.Add("exec", Exec, unix.SYS_EXECVE, more.String("/bin/busybox"), more.Strings([]string{"cat"}), more.Strings(nil))
+		proc.More(&more)
+		if _, err := unix.Write(goAhead[1], []byte{1}); err != nil {
+			t.Fatal(err)
+		}
+		err = proc.Wait()
+		unix.Close(out[1])
+		got := make([]byte, 100)
+		n, _ := unix.Read(out[0], got)
+		unix.Wait4(proc.PID, nil, 0, nil)
+		var e *Error
+		switch {
+		case missing && (!errors.As(err, &e) || e.Step != "open it" || e.Errno != unix.ENOTDIR):
+			t.Errorf("missing: %v", err)
+		case !missing && (err != nil || string(got[:n]) != "told\n"):
+			t.Errorf("%q %v", got[:n], err)
+		}
+		for _, fd := range []int{goAhead[0], goAhead[1], out[0], proc.PIDFD} {
+			unix.Close(fd)
+		}
 	}
 }
