@@ -133,10 +133,10 @@ func (g *cgroup) uses(h *hierarchy, optional map[string]bool) bool {
 	return false
 }
 
-// create makes the directories. optional names the controllers that are only wanted if asked for.
-func (g *cgroup) create(optional map[string]bool) error {
+// create makes the directories on cgroup v2 or on v1. optional names the controllers that are only wanted if asked for.
+func (g *cgroup) create(optional map[string]bool, v2 bool) error {
 	for _, h := range g.hs.all {
-		if !g.uses(h, optional) {
+		if h.v2 != v2 || !g.uses(h, optional) {
 			continue
 		}
 		dir := g.dir(h)
@@ -285,15 +285,15 @@ func (g *cgroup) tasks() (tasks []*os.File, err error) {
 			continue
 		}
 		file := filepath.Join(g.dir(h), "tasks")
-		fd, err := unix.Open(file, unix.O_WRONLY|unix.O_CLOEXEC, 0)
-		if err == unix.ENOENT {
+		f, err := openTasks(file)
+		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}
 		if err != nil {
 			closeFiles(tasks)
-			return nil, &os.PathError{Op: "open", Path: file, Err: err}
+			return nil, err
 		}
-		tasks = append(tasks, os.NewFile(uintptr(fd), file))
+		tasks = append(tasks, f)
 	}
 	return tasks, nil
 }

@@ -145,10 +145,8 @@ func (r *Runtime) Create(ctx context.Context, o CreateOptions) (c *Container, er
 	}
 	defer lock.Close()
 	undo = append(undo, func() { group.kill(); group.remove() })
-	if err := group.create(optionalControllers(o.Spec.Linux.Resources)); err != nil {
-		return nil, err
-	}
-	if err := group.apply(o.Spec.Linux.Resources, o.Main != nil); err != nil {
+	// What is on v2 a process is born into; the rest is made beside its namespaces (birth.groups).
+	if err := group.create(optionalControllers(o.Spec.Linux.Resources), true); err != nil {
 		return nil, err
 	}
 	b := &birth{r: r, o: &o, ns: ns, plan: p, group: group, dir: lock, image: image}
@@ -231,7 +229,8 @@ type birth struct {
 
 	files   []*os.File // closed at the end, whatever happens
 	keep    []*os.File // those init inherits
-	tasks   []*os.File
+	tasks   []*os.File // entered at once
+	later   *taskFiles // entered at the go-ahead; nil when init does that itself
 	v2      *os.File
 	null    *os.File
 	joins   []*os.File
@@ -280,10 +279,7 @@ func (b *birth) open() (err error) {
 	if b.v2, err = b.own(b.group.birthplace()); err != nil {
 		return err
 	}
-	if b.tasks, err = b.group.tasks(); err != nil {
-		return err
-	}
-	b.files = append(b.files, b.tasks...)
+	b.later = newTaskFiles(b.group, optionalControllers(b.o.Spec.Linux.Resources))
 	for _, j := range b.ns.join {
 		f, err := b.own(os.Open(j.path))
 		if err != nil {
@@ -321,6 +317,9 @@ func (b *birth) steps() *rawfork.Program {
 	}
 	if flags := b.ownFlags(); flags != 0 {
 		p.Add("namespaces", rawfork.Must, unix.SYS_UNSHARE, flags)
+		if !b.becomes {
+			p.Add("report the namespaces", rawfork.Must, unix.SYS_WRITE, fdOf(b.sync[1]), zero, 1)
+		}
 	}
 	var clocks []int // a time namespace is joined by a process that shares its memory with none, as this one does with us
 	for i, j := range b.ns.join {
@@ -344,7 +343,10 @@ func (b *birth) steps() *rawfork.Program {
 		p.Add("time namespace", rawfork.Must, unix.SYS_UNSHARE, unix.CLONE_NEWTIME)
 		p.Add("report the time namespace", rawfork.Must, unix.SYS_WRITE, fdOf(b.sync[1]), zero, 1)
 	}
-	if b.waits() {
+	switch {
+	case b.later != nil:
+		b.later.enter(p, fdOf(b.sync[1]))
+	case b.waits():
 		p.Add("go-ahead", rawfork.Byte, unix.SYS_READ, fdOf(b.sync[1]), one, 1)
 	}
 	if userNS || b.ns.makes(unix.CLONE_NEWUSER) {
@@ -435,10 +437,9 @@ func (b *birth) dropBounding(p *rawfork.Program) {
 func (b *birth) cloneFlags() uintptr { return b.ns.flags &^ unix.CLONE_NEWCGROUP &^ b.ownFlags() }
 
 // ownFlags are the namespaces that the child makes itself, since that takes the kernel a while, in which we go on. Not where
-// somebody may ask for them as soon as there is a child, and not where it joins others: then it forks once more, and all
-// come with that.
+// it joins others: then it forks once more, and all come with that.
 func (b *birth) ownFlags() uintptr {
-	if !b.becomes || len(b.ns.join) > 0 {
+	if len(b.ns.join) > 0 {
 		return 0
 	}
 	return b.ns.flags & (unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWNET)
@@ -481,6 +482,9 @@ func (b *birth) bear(c *Container) (err error) {
 			p.Abort()
 		}
 	}()
+	if err := b.groups(); err != nil {
+		return err
+	}
 	if err := prepare(p.PID, b.o.Spec, b.ns); err != nil {
 		return err
 	}
@@ -496,7 +500,18 @@ func (b *birth) bear(c *Container) (err error) {
 	if err := writeState(c.dir, c.state); err != nil {
 		return err
 	}
-	if _, err := b.sync[0].Write([]byte{1}); err != nil {
+	if b.ownFlags() != 0 { // somebody may ask for its namespaces as soon as we return
+		if n, _ := b.sync[0].Read(make([]byte, 1)); n != 1 {
+			waited = true
+			if err = p.Wait(); err == nil {
+				err = errors.New("init ended before it began")
+			}
+			unix.Wait4(p.PID, nil, 0, nil)
+			unix.Close(p.PIDFD)
+			return err
+		}
+	}
+	if err := b.later.goAhead(b.sync[0]); err != nil {
 		return fmt.Errorf("init ended before it began: %w", err)
 	}
 	if b.o.DieWithParent {

@@ -210,6 +210,14 @@ func mountLines(t *testing.T) string {
 	return string(b)
 }
 
+// makeGroup makes a cgroup on every hierarchy that a container uses.
+func makeGroup(t *testing.T, g *cgroup) {
+	t.Helper()
+	if err := errors.Join(g.create(nil, true), g.create(nil, false)); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestSweepLeavesNothing(t *testing.T) {
 	r := newRuntime(t)
 	before := mountLines(t)
@@ -221,9 +229,7 @@ func TestSweepLeavesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	g := &cgroup{hs: r.hierarchies, path: testParent + "/nostate"} // a deletion cut short before its last
-	if err := g.create(nil); err != nil {
-		t.Fatal(err)
-	}
+	makeGroup(t, g)
 	keep := start(t, r, CreateOptions{ID: "keep"})
 	removed, err := r.Sweep(testContext(t), func(id string) bool { return id == "keep" })
 	if err != nil || strings.Join(removed, " ") != "half orphan nostate" {

@@ -248,7 +248,7 @@ func (g *cgroup) createFresh(optional map[string]bool, v2 bool) error {
 			continue
 		}
 		one := &cgroup{hs: &hierarchies{all: []*hierarchy{h}, control: g.hs.control, unified: g.hs.unified}, path: g.path, below: g.below, every: true}
-		err := one.create(optional)
+		err := one.create(optional, v2)
 		if errors.Is(err, os.ErrExist) {
 			dir := g.dir(h)
 			procs, err := readFile(filepath.Join(dir, "cgroup.procs"))

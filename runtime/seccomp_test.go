@@ -333,9 +333,7 @@ func TestDeviceFilter(t *testing.T) {
 	if r.hierarchies.unified == nil {
 		t.Fatal("these tests need cgroup2 mounted")
 	}
-	if err := g.create(nil); err != nil {
-		t.Fatal(err)
-	}
+	makeGroup(t, g)
 	for name, rules := range map[string][]specs.LinuxDeviceCgroup{
 		"default":  testSpec().Linux.Resources.Devices,
 		"all":      {{Allow: true, Access: "rwm"}},
@@ -359,9 +357,7 @@ func TestDeviceFilterHolds(t *testing.T) {
 	n := func(i int64) *int64 { return &i }
 	r := newRuntime(t)
 	g := &cgroup{hs: r.hierarchies, path: testParent + "/devs"}
-	if err := g.create(nil); err != nil {
-		t.Fatal(err)
-	}
+	makeGroup(t, g)
 	dir := g.dir(r.hierarchies.unified)
 	rules := []specs.LinuxDeviceCgroup{{Allow: false}, {Allow: true, Type: "c", Major: n(1), Minor: n(3), Access: "rw"}, {Allow: true, Type: "c", Major: n(1), Minor: n(5), Access: "r"}}
 	if err := attachDeviceFilter(dir, rules); err != nil {
