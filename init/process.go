@@ -42,10 +42,14 @@ func prepareProcess(fds []int) {
 	}
 	p := request.Plan
 	x := p.Process
-	if !x.Join {
-		if f := s.container(p, c); f != nil {
-			s.giveUp(c, f)
-		}
+	var f *fault
+	if x.Join {
+		f = s.labelJoined(p)
+	} else {
+		f = s.container(p, c)
+	}
+	if f != nil {
+		s.giveUp(c, f)
 	}
 	s.letGo()
 	closeAll(c.fds)
@@ -250,15 +254,7 @@ func (s *server) container(p *initproto.Plan, c *conn) *fault {
 	if f := runHooks(x.CreateContainer, x.Creating); f != nil {
 		return f
 	}
-	if f := s.kernelSettings(p); f != nil {
-		return f
-	}
-	for _, path := range p.Readonly {
-		if f := s.readonly(root, path); f != nil {
-			return f
-		}
-	}
-	if f := s.mask(root, p.Masked); f != nil {
+	if f := s.closeOff(root, p); f != nil {
 		return f
 	}
 	switch {
@@ -290,6 +286,25 @@ func (s *server) container(p *initproto.Plan, c *conn) *fault {
 		return moveRoot(root, p)
 	}
 	return s.pivot(root, p)
+}
+
+// labelJoined is label for who has joined a container. In a user namespace whose /proc is masked in part nobody may mount
+// another (kernel: mount_too_revealing), so that one has to do: writeProc stays off what is mounted over it.
+func (s *server) labelJoined(p *initproto.Plan) *fault {
+	f := s.label(p)
+	if f == nil || s.proc >= 0 {
+		return f
+	}
+	theirs, err := openInside(unix.AT_FDCWD, "/proc", unix.O_PATH|unix.O_DIRECTORY, unix.RESOLVE_NO_SYMLINKS)
+	if err != nil {
+		return f
+	}
+	if !isOn(theirs, unix.PROC_SUPER_MAGIC) {
+		unix.Close(theirs)
+		return f
+	}
+	s.proc = theirs
+	return s.label(p)
 }
 
 // loopback brings the loopback device of our network namespace up.

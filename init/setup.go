@@ -58,15 +58,7 @@ func (s *server) build(p *initproto.Plan, c *conn) *fault {
 	if f := s.devices(root, p); f != nil {
 		return f
 	}
-	if f := s.kernelSettings(p); f != nil {
-		return f
-	}
-	for _, path := range p.Readonly {
-		if f := s.readonly(root, path); f != nil {
-			return f
-		}
-	}
-	if f := s.mask(root, p.Masked); f != nil {
+	if f := s.closeOff(root, p); f != nil {
 		return f
 	}
 	if len(p.NetlinkFilter) > 0 {
@@ -135,21 +127,33 @@ func (s *server) kernelSettings(p *initproto.Plan) *fault {
 			return failed("domain name "+strconvQuote(p.Domainname), err)
 		}
 	}
-	if len(p.Sysctl) == 0 && p.ExecLabel == "" {
-		return nil
-	}
-	if f := s.procfs(); f != nil {
-		return f
+	if len(p.Sysctl) > 0 {
+		if f := s.procfs(); f != nil {
+			return f
+		}
 	}
 	for i := range p.Sysctl {
 		if err := s.writeProc("sys/"+p.Sysctl[i].Key, p.Sysctl[i].Value); err != nil {
 			return failed("sysctl "+p.Sysctl[i].Key+" = "+strconvQuote(p.Sysctl[i].Value), err)
 		}
 	}
-	if p.ExecLabel != "" {
-		if err := s.writeProc("thread-self/attr/"+p.ExecLabelFile, p.ExecLabel); err != nil {
-			return failed("security label "+strconvQuote(p.ExecLabel), err)
-		}
+	return s.label(p)
+}
+
+// label has the next exec of this thread, and of what it forks, take an AppArmor profile or an SELinux context.
+func (s *server) label(p *initproto.Plan) *fault {
+	if p.ExecLabel == "" {
+		return nil
+	}
+	if f := s.procfs(); f != nil {
+		return f
+	}
+	err := s.writeProc("thread-self/attr/"+p.ExecLabelFile, p.ExecLabel)
+	if err == unix.ENOENT && len(p.ExecLabel) > 5 && p.ExecLabel[:5] == "exec " {
+		return invalid("AppArmor profile " + strconvQuote(p.ExecLabel[5:]) + " is not loaded (apparmor_parser -r loads one)")
+	}
+	if err != nil {
+		return failed("security label "+strconvQuote(p.ExecLabel), err)
 	}
 	return nil
 }
@@ -161,6 +165,19 @@ func (s *server) procfs() (f *fault) {
 			AttrSet: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC}, "procfs")
 	}
 	return f
+}
+
+// closeOff sets what the kernel is to keep to, and hides and locks what a container may not see or write.
+func (s *server) closeOff(root int, p *initproto.Plan) *fault {
+	if f := s.kernelSettings(p); f != nil {
+		return f
+	}
+	for _, path := range p.Readonly {
+		if f := s.readonly(root, path); f != nil {
+			return f
+		}
+	}
+	return s.mask(root, p.Masked)
 }
 
 // writeProc writes to a file of our own procfs and of no other file system.

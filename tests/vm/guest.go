@@ -166,7 +166,7 @@ func makeRoot(job *Job) error {
 	}
 	for _, m := range []struct{ kind, at, data string }{
 		{"devtmpfs", "dev", ""}, {"devpts", "dev/pts", "ptmxmode=0666,mode=0620,gid=5"}, {"tmpfs", "dev/shm", "mode=1777"},
-		{"proc", "proc", ""}, {"sysfs", "sys", ""}, {"cgroup2", "sys/fs/cgroup", ""},
+		{"proc", "proc", ""}, {"sysfs", "sys", ""}, {"securityfs", "sys/kernel/security", ""}, {"cgroup2", "sys/fs/cgroup", ""},
 		{"tmpfs", "tmp", "mode=1777"}, {"tmpfs", "run", "mode=0755"}, {"tmpfs", "var/tmp", "mode=1777"},
 	} {
 		if err := mount(m.kind, "/new/"+m.at, m.kind, 0, m.data); err != nil {

@@ -38,6 +38,7 @@ func TestRoomsInGuest(t *testing.T) {
 		{"netbridge", "", "-test.skip 'TestRateLimits|TestKilledProcesses|TestManyProcesses|TestOnePortManyAskers|TestAddressesRest'"},
 		{"rootfs", "", "-test.run 'TestDisk'"},
 		{"nodeagent", onDisk, "-test.run 'TestQuotasEnd'"},
+		{"cmd/lrun", "", "-test.run 'TestScripts/(apparmor|exec)$'"},
 		{"tests/rations", "", ""},
 	} {
 		t.Run(strings.ReplaceAll(r.dir, "/", "-"), func(t *testing.T) {

@@ -64,7 +64,7 @@ func (p *prober) files() {
 	if f, err := os.Open("/sys/fs/cgroup"); err == nil { // every hierarchy that is shown
 		names, _ := f.Readdirnames(-1)
 		f.Close()
-		for _, name := range names {
+		for _, name := range append(names, ".") { // which is the one hierarchy of v2
 			dir := "/sys/fs/cgroup/" + name
 			if st, err := os.Lstat(dir); err != nil || !st.IsDir() {
 				continue
