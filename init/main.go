@@ -32,7 +32,7 @@ type server struct {
 	phase    initproto.Phase
 	plan     *initproto.Plan
 	pts      int // O_PATH of our devpts, or -1
-	proc     int // detached procfs, or -1; read-only once the environment is set up
+	proc     int // procfs as we have mounted it, whatever is put over it; or -1
 	held     []held
 	sessions []*session
 	handlers map[int32]func()

@@ -20,7 +20,7 @@ import (
 // own thread has other duties. The filter is on that one alone, from which all sessions come: here, it would have us ask
 // ourselves.
 type netlinkMaker struct {
-	proc     int // procfs, on which nobody can mount anything
+	proc     int // procfs
 	bound    int // how many there may be
 	caps     uint64
 	begin    chan int // carries listener
@@ -81,14 +81,15 @@ func (m *netlinkMaker) prepare() (err error) {
 	if m.made > 0 {
 		return nil
 	}
-	if m.network, err = m.networkOf("self"); err != nil {
+	self := strconv.Itoa(unix.Getpid())
+	if m.network, err = m.networkOf(self); err != nil {
 		return err
 	}
 	made, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return err
 	}
-	if m.list, err = unix.Openat(m.proc, "self/fdinfo/"+strconv.Itoa(made), unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+	if m.list, err = m.file(self+"/fdinfo/"+strconv.Itoa(made), unix.O_RDONLY); err != nil {
 		unix.Close(made)
 		return err
 	}
@@ -262,14 +263,24 @@ func (m *netlinkMaker) open() (int, error) {
 
 // networkOf tells network namespaces apart. /proc/PID/ns is closed to us, but files below /proc/PID/net are other ones in each.
 func (m *netlinkMaker) networkOf(pid string) (uint64, error) {
+	fd, err := m.file(pid+"/net/netlink", unix.O_PATH)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(fd)
 	var st unix.Stat_t
-	err := unix.Fstatat(m.proc, pid+"/net/netlink", &st, 0)
+	err = unix.Fstat(fd, &st)
 	return st.Ino, err
+}
+
+// file opens a file of procfs, and nothing that somebody who may has mounted over it.
+func (m *netlinkMaker) file(path string, flags uint64) (int, error) {
+	return resolve(m.proc, path, flags, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_XDEV|unix.RESOLVE_NO_SYMLINKS)
 }
 
 // asker reads who a thread is. It is in the middle of a system call and stays what it is as long as its question stands.
 func (m *netlinkMaker) asker(pid string) (who asker, err error) {
-	fd, err := unix.Openat(m.proc, pid+"/status", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	fd, err := m.file(pid+"/status", unix.O_RDONLY)
 	if err != nil {
 		return who, err
 	}

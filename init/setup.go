@@ -65,9 +65,6 @@ func (s *server) build(p *initproto.Plan, c *conn) *fault {
 		if f := s.procfs(); f != nil { // now: one may be had only while a whole one is in sight
 			return f
 		}
-		if err := unix.MountSetattr(s.proc, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
-			return failed("procfs", err)
-		}
 		s.netlink = newNetlinkMaker(s.proc, p)
 	}
 	at, path := s.place(root, "/dev/pts")
@@ -158,7 +155,7 @@ func (s *server) label(p *initproto.Plan) *fault {
 	return nil
 }
 
-// procfs makes us a procfs of our own.
+// procfs gets us one where no mount of the plan's is one.
 func (s *server) procfs() (f *fault) {
 	if s.proc < 0 {
 		s.proc, f = newFS(&initproto.Mount{FSType: "proc", Source: "proc",

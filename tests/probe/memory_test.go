@@ -32,7 +32,7 @@ func socketMemory(t *testing.T) int {
 // way asks for ten times as much, which the machine can spare for the second that it lasts.
 func TestProbeNetworkMemory(t *testing.T) {
 	const limit, ask = 48, 480
-	for _, way := range []string{"tcp", "udp", "unix", "netlink", "ring", "send-ring"} {
+	for _, way := range []string{"tcp", "udp", "unix", "netlink", "netlink-unread", "netlink-threads", "ring", "send-ring"} {
 		t.Run(way, func(t *testing.T) {
 			before := socketMemory(t)
 			c := command(append(append([]string{"run", "--rm", "--memory", strconv.Itoa(limit) + "m"}, volume()...), "busybox", "/inside", "swell", way, strconv.Itoa(ask), "5s")...)

@@ -70,6 +70,7 @@ var attacks = []struct{ attack, test, attempt string }{
 	{"fill memory by rings, with CAP_NET_RAW", "TestProbeRings", ""},
 	{"go further by capabilities that were added", "TestProbeCapabilities", ""},
 	{"go behind masks with CAP_SYS_ADMIN", "TestProbeSysAdmin", ""},
+	{"fill memory by answers that nobody reads", "TestProbeNetworkMemory", ""},
 	{"fill a tmpfs and /dev/shm", "TestProbeResources", ""},
 	{"fill the log", "TestProbeResources", ""},
 	{"flood the PTY", "TestProbeResources", ""},

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"strconv"
+	"sync"
 	"time"
 	"unsafe"
 
@@ -25,7 +26,8 @@ func swell(args []string) error {
 	if err != nil {
 		return err
 	}
-	way := map[string]func(bytes int) (int, error){"ring": ring, "send-ring": sendRing, "tcp": tcp, "udp": udp, "unix": stream, "netlink": netlink}[args[0]]
+	way := map[string]func(bytes int) (int, error){"ring": ring, "send-ring": sendRing, "tcp": tcp, "udp": udp, "unix": stream, "netlink": netlink,
+		"netlink-unread": unread, "netlink-threads": threads}[args[0]]
 	if way == nil {
 		return errors.New("no such way to swell")
 	}
@@ -195,4 +197,61 @@ func netlink(bytes int) (got int, err error) {
 		}
 	}
 	return got, nil
+}
+
+// unread has the kernel answer into netlink sockets that nobody reads, as many as it can open. How much lies in them, the
+// kernel says.
+func unread(bytes int) (got int, err error) {
+	request := make([]byte, unix.SizeofNlMsghdr+unix.SizeofIfInfomsg)
+	*(*unix.NlMsghdr)(unsafe.Pointer(&request[0])) = unix.NlMsghdr{
+		Len: uint32(len(request)), Type: unix.RTM_GETLINK, Flags: unix.NLM_F_REQUEST | unix.NLM_F_DUMP}
+	for got < bytes {
+		fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
+		if err != nil && has32 { // perhaps the 32-bit call gets one more
+			if n := int80(359, unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE, 0, 0); n >= 0 {
+				fd, err = int(n), nil
+			}
+		}
+		if err != nil {
+			return got, err
+		}
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 64<<20)
+		var memory [9]uint32 // SK_MEMINFO_ of linux/sock_diag.h: what lies there, and how much may
+		for last := uint32(1); ; {
+			for range 64 {
+				if err := unix.Sendto(fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+					break
+				}
+			}
+			size := uint32(unsafe.Sizeof(memory))
+			if err := call(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_MEMINFO, uintptr(unsafe.Pointer(&memory)), uintptr(unsafe.Pointer(&size))); err != nil {
+				return got, err
+			}
+			if memory[0] == last { // nothing was added
+				break
+			}
+			last = memory[0]
+		}
+		got += int(memory[0])
+	}
+	return got, nil
+}
+
+// threads is unread by a thousand at once: somebody who counts must count right, whoever comes first.
+func threads(bytes int) (int, error) {
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	total, start := 0, make(chan struct{})
+	for range 1000 {
+		wg.Go(func() {
+			<-start
+			n, _ := unread(min(bytes, 1))
+			mu.Lock()
+			defer mu.Unlock()
+			total += n
+		})
+	}
+	close(start)
+	wg.Wait()
+	return total, nil
 }
