@@ -35,6 +35,7 @@ func buildSpec(r *Record) (*specs.Spec, error) {
 	if r.FirstID == 0 {
 		l.Namespaces = without(l.Namespaces, specs.UserNamespace)
 		l.UIDMappings, l.GIDMappings = nil, nil
+		l.Sysctl["net.ipv4.ping_group_range"] = "0 2147483647" // every group there is
 	} else {
 		l.UIDMappings = []specs.LinuxIDMapping{{ContainerID: 0, HostID: uint32(r.FirstID), Size: idRangeSize}}
 		l.GIDMappings = slices.Clone(l.UIDMappings)
