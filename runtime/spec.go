@@ -107,7 +107,8 @@ var defaultProfile = sync.OnceValue(func() *specs.LinuxSeccomp {
 })
 
 // DefaultSpec is the locked-down configuration to start from: every namespace of its own, the user namespace included;
-// docker's capabilities but CAP_NET_RAW, and its seccomp profile, no new privileges, masked and read-only kernel files, a private /dev.
+// docker's capabilities but CAP_NET_RAW, and its seccomp profile, no new privileges, masked and read-only kernel files, a
+// private /dev.
 //
 // The caller fills Linux.UIDMappings and GIDMappings (65,536 ids, say), the hostname and the limits. Who removes the network
 // namespace must remove the net.* sysctls, too. The mappings must cover gid 5 (tty), and gids 0 to 65535 for the sysctl that
