@@ -30,6 +30,7 @@ type Container struct {
 	options *CreateOptions // until Start
 	plan    *plan
 	process *rawfork.Process // until its exec
+	left    chan struct{}    // closed when init has executed its image, and so has left our memory, or has failed to
 	gone    chan struct{}    // closed when init has ended and has been reaped; nil for a loaded one
 	execErr error            // why init could not be executed; set before gone is closed
 
@@ -126,6 +127,7 @@ func (c *Container) watch() {
 		c.execErr = c.process.Wait()
 		c.process = nil
 	}
+	close(c.left)
 	c.r.restoreDumpable()
 	awaitPidfd(c.pidfd)
 	var status unix.WaitStatus

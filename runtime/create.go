@@ -163,7 +163,7 @@ func (r *Runtime) Create(ctx context.Context, o CreateOptions) (c *Container, er
 	if o.DieWithParent {
 		run = r.mortal.run
 	}
-	c = &Container{id: o.ID, dir: dir, r: r, group: group, options: &o, plan: p, gone: make(chan struct{})}
+	c = &Container{id: o.ID, dir: dir, r: r, group: group, options: &o, plan: p, left: make(chan struct{}), gone: make(chan struct{})}
 	if err := run(func() error { return b.bear(c) }); err != nil {
 		r.restoreDumpable()
 		return nil, err
@@ -531,8 +531,7 @@ func (b *birth) bear(c *Container) (err error) {
 	return nil
 }
 
-// prepare does for the child what only the outside may do: id mappings, limits beyond its own, its place in line for the
-// OOM killer.
+// prepare does for the child what only the outside may do: id mappings, limits beyond its own.
 func prepare(pid int, spec *specs.Spec, ns *namespaces) error {
 	proc := "/proc/" + strconv.Itoa(pid) + "/"
 	l := spec.Linux
@@ -544,15 +543,23 @@ func prepare(pid int, spec *specs.Spec, ns *namespaces) error {
 			return fmt.Errorf("gidMappings: %w", err)
 		}
 	}
-	if adj := spec.Process.OOMScoreAdj; adj != nil {
-		if err := writeFile(proc+"oom_score_adj", strconv.Itoa(*adj)); err != nil {
-			return fmt.Errorf("oomScoreAdj %d (below the present value it needs CAP_SYS_RESOURCE): %w", *adj, err)
-		}
-	}
 	for _, limit := range spec.Process.Rlimits {
 		if err := raiseHard(pid, limit); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// setOOMScore gives a process its place in line for the OOM killer. It must have left our memory by then: the kernel gives
+// all who share one the same (__set_oom_adj, fs/proc/base.c), and it would be ours, too.
+func setOOMScore(pid int, spec *specs.Spec) error {
+	adj := spec.Process.OOMScoreAdj
+	if adj == nil {
+		return nil
+	}
+	if err := writeFile("/proc/"+strconv.Itoa(pid)+"/oom_score_adj", strconv.Itoa(*adj)); err != nil {
+		return fmt.Errorf("oomScoreAdj %d (below the present value it needs CAP_SYS_RESOURCE): %w", *adj, err)
 	}
 	return nil
 }

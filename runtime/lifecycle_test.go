@@ -692,3 +692,21 @@ func TestHugetlbIsPassedOn(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
+
+// Its place in line for the OOM killer is a container's own: who made it keeps the one it had.
+func TestOOMScoreIsTheContainersAlone(t *testing.T) {
+	own, err := os.ReadFile("/proc/self/oom_score_adj")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, adj := testSpec(), 700
+	s.Process.OOMScoreAdj = &adj
+	c := start(t, newRuntime(t), CreateOptions{Spec: s})
+	if got := sh(t, c, "cat /proc/self/oom_score_adj"); strings.TrimSpace(got) != "700" {
+		t.Errorf("inside: %q", got)
+	}
+	now, err := os.ReadFile("/proc/self/oom_score_adj")
+	if err != nil || string(now) != string(own) {
+		t.Errorf("ours was %q, and is %q now (%v)", own, now, err)
+	}
+}

@@ -81,6 +81,7 @@ type OCIProcess struct {
 	ns       *namespaces // joined
 	preserve int
 	process  *rawfork.Process // until we know of init's exec
+	spec     *specs.Spec      // whose OOM score it gets after that
 	entering bool             // init has been sent to its cgroups, and has not answered
 }
 

@@ -83,7 +83,7 @@ func (b *birth) beget(x *OCIProcess) (err error) {
 			return err
 		}
 	}
-	x.PID, x.pidfd, x.process = p.PID, p.PIDFD, p
+	x.PID, x.pidfd, x.process, x.spec = p.PID, p.PIDFD, p, b.o.Spec
 	defer func() {
 		if err != nil {
 			if why := x.reap(); why != nil {

@@ -99,6 +99,7 @@ func (p *OCIProcess) Command(c OCICommand) (err error) {
 	if p.plan.Seccomp, p.plan.SeccompFlags, _, err = p.machine.filters.compile(l.Seccomp); err != nil {
 		return err
 	}
+	p.spec = spec
 	return prepare(p.PID, spec, p.ns)
 }
 

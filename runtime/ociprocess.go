@@ -47,6 +47,14 @@ func (p *OCIProcess) Setup() (terminal *os.File, err error) {
 		}
 	}
 	p.plan.FDs = uint16(len(fds))
+	if p.spec.Process.OOMScoreAdj != nil {
+		if err := p.executed(); err != nil {
+			return nil, err
+		}
+		if err := setOOMScore(p.PID, p.spec); err != nil {
+			return nil, err
+		}
+	}
 	told := p.tell(&initproto.Request{Kind: initproto.Setup, Plan: &p.plan.Plan}, fds)
 	if p.entering {
 		if err := p.Await(); err != nil {

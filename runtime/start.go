@@ -36,6 +36,10 @@ func (c *Container) Start(ctx context.Context, o StartOptions) error {
 		return fmt.Errorf("start container %s: %w", c.id, err)
 	}
 	p.FDs = uint16(len(fds))
+	<-c.left
+	if err := setOOMScore(c.state.PID, c.options.Spec); err != nil && c.alive() {
+		return fmt.Errorf("start container %s: %w", c.id, err)
+	}
 	_, files, err := c.call(ctx, &initproto.Request{Kind: initproto.Setup, Plan: &p.Plan}, fds, startTimeout)
 	closeFiles(files)
 	if err != nil {
