@@ -10,6 +10,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -198,13 +200,19 @@ func (h *Hub) Run(ctx context.Context) {
 		dirty := h.dirty
 		h.dirty = map[string]int64{}
 		h.mu.Unlock()
-		for id, user := range dirty {
-			e, err := h.store.Environment(ctx, id)
-			if err != nil {
-				h.log.Warn("read a changed environment", "environment", id, "error", err)
+		if len(dirty) == 0 {
+			continue
+		}
+		rows, err := h.store.Environments(ctx, store.Filter{IDs: slices.Collect(maps.Keys(dirty))})
+		if err != nil {
+			h.log.Warn("read changed environments", "error", err)
+			for _, user := range dirty {
 				h.everyone(user, (*Client).lose)
-				continue
 			}
+			continue
+		}
+		for _, e := range rows {
+			id, user := e.ID, dirty[e.ID]
 			data, err := json.Marshal(Message{Type: "environment", Environment: h.render(ctx, e)})
 			if err != nil {
 				h.log.Error("encode an environment", "environment", id, "error", err)

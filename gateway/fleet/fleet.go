@@ -76,7 +76,8 @@ type Fleet struct {
 	mu    sync.Mutex
 	nodes map[string]queue.NodeInfo
 
-	shown map[string]string // what was last pushed of a waiting environment's place; of followPlaces alone
+	ledger *ledger
+	shown  map[string]string // what was last pushed of a waiting environment's place; of followPlaces alone
 }
 
 // New makes a fleet; Run makes it move.
@@ -84,7 +85,11 @@ func New(o Options) *Fleet {
 	if o.Watched == nil {
 		o.Watched = func(int64) bool { return false }
 	}
-	return &Fleet{Options: o, now: time.Now, wake: make(chan struct{}, 1), nodes: map[string]queue.NodeInfo{}, shown: map[string]string{}}
+	f := &Fleet{Options: o, now: time.Now, wake: make(chan struct{}, 1), nodes: map[string]queue.NodeInfo{}, shown: map[string]string{}}
+	f.ledger = newLedger(o.Store, func() time.Time { return f.now() },
+		func(err error) { f.Log.Error("write what nodes report", "error", err) },
+		func(e store.Environment) { f.Changed(e.UserID, e.ID) })
+	return f
 }
 
 // Healthy tells whether etcd answered lately.
@@ -218,7 +223,7 @@ func (f *Fleet) accepted(ctx context.Context, e store.Environment) store.Environ
 	f.Changed(e.UserID, e.ID)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), etcdIn)
 	defer cancel()
-	queued, err := f.enqueue(ctx, e)
+	queued, err := f.enqueue(ctx, e, e.Try > 0)
 	if err != nil {
 		f.Log.Warn("enqueue later", "environment", e.ID, "error", err)
 		f.poke()
@@ -267,9 +272,10 @@ func limits(r store.Rations) queue.Limits {
 	}
 }
 
-// enqueue puts the create job of a row's present try into the queue and notes that it is there. It may be called any
-// number of times, by any number of gateways: the job's id is the row's.
-func (f *Fleet) enqueue(ctx context.Context, e store.Environment) (store.Environment, error) {
+// enqueue puts the create job of a row's present try into the queue. It may be called any number of times, by any number of
+// gateways: the job's id is the row's. With note it writes down that the job is there; without, which is for first tries
+// only, the job's own status does (advance): were that one lost, enqueueing once more would do nothing.
+func (f *Fleet) enqueue(ctx context.Context, e store.Environment, note bool) (store.Environment, error) {
 	job := queue.Job{ID: e.ID, Kind: queue.KindCreate, EnvID: e.ID, EnqueuedAt: e.TriedAt.Std(), Spec: &queue.EnvSpec{
 		ID: e.ID, Owner: e.Owner, Name: e.Name, Image: e.Image, Source: e.Source, Insecure: e.Insecure, Command: e.Command,
 		Limits: limits(e.Rations), CapAdd: e.CapAdd, Deadline: e.Deadline.Std(), IdleTimeout: time.Duration(e.IdleSeconds) * time.Second, CreatedAt: e.TriedAt.Std(),
@@ -284,6 +290,9 @@ func (f *Fleet) enqueue(ctx context.Context, e store.Environment) (store.Environ
 	// Both errors mean that it is there: this very call was made before and its answer lost.
 	if err != nil && !errors.Is(err, queue.ErrExists) && !errors.Is(err, queue.ErrBusy) {
 		return e, fmt.Errorf("enqueue environment %s: %w", e.ID, err)
+	}
+	if !note { // a delete that came meanwhile left its mark in the queue, and no node will take the job
+		return e, nil
 	}
 	now, _, err := f.Store.ChangeEnvironment(ctx, e.ID, f.now(), func(row *store.Environment) (bool, string, error) {
 		if row.Try != e.Try || row.Enqueued {
@@ -380,6 +389,9 @@ func (f *Fleet) settle(ctx context.Context, e store.Environment) error {
 	st, err := f.Queue.Status(ctx, e.ID)
 	switch {
 	case err == nil:
+		if st.Rev <= e.StatusRev {
+			break
+		}
 		if err := f.tryTake(ctx, st); err != nil {
 			return err
 		}
@@ -399,9 +411,10 @@ func (f *Fleet) askDelete(ctx context.Context, e store.Environment, node string)
 	if err != nil && !errors.Is(err, queue.ErrExists) {
 		return fmt.Errorf("enqueue the delete job: %w", err)
 	}
-	_, _, err = f.Store.ChangeEnvironment(ctx, e.ID, f.now(), func(row *store.Environment) (bool, string, error) {
-		row.DeleteJobAt = store.At(f.now())
-		return true, "", nil
-	})
-	return err
+	at := store.At(f.now())
+	f.ledger.add(e.ID, aNote, func(row *store.Environment) bool {
+		row.DeleteJobAt = at
+		return true
+	}, nil)
+	return nil
 }

@@ -57,7 +57,10 @@ func running(t *testing.T, f *Fleet, u store.User) store.Environment {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.take(ctx, st)
+	f.hear(st, atOnce)
+	if err := f.ledger.flush(ctx); err != nil {
+		t.Fatal(err)
+	}
 	if e, err = f.Store.Environment(ctx, e.ID); err != nil || e.State != queue.StateRunning || e.Node != "n1" {
 		t.Fatal(e, err)
 	}

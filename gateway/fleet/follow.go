@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -16,7 +17,7 @@ import (
 // Run moves environments until ctx ends.
 func (f *Fleet) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
-	for _, loop := range []func(context.Context){f.followHealth, f.followNodes, f.followStatuses, f.outbox, f.followPlaces, f.sweeps} {
+	for _, loop := range []func(context.Context){f.followHealth, f.followNodes, f.followStatuses, f.ledger.run, f.outbox, f.followPlaces, f.sweeps} {
 		group.Go(func() error { loop(ctx); return nil })
 	}
 	group.Go(func() error { f.Queue.RunReaper(ctx); return nil })
@@ -94,12 +95,19 @@ func (f *Fleet) followStatuses(ctx context.Context) {
 		if err == nil {
 			f.forgetOldRevisions(ctx, rev)
 			for _, st := range list {
-				f.take(ctx, st)
+				f.ledger.pace(ctx)
+				f.hear(st, atOnce)
 			}
 			for ev := range f.Queue.WatchStatuses(ctx, rev) {
-				if !ev.Forgotten {
-					f.take(ctx, ev.Status)
+				if ev.Forgotten {
+					continue
 				}
+				patience := progress
+				if ev.Status.State == queue.StateRunning || queue.Terminal(ev.Status.State) {
+					patience = atOnce
+				}
+				f.ledger.pace(ctx)
+				f.hear(ev.Status, patience)
 			}
 		}
 		if !sleep(ctx, time.Second) {
@@ -131,20 +139,13 @@ func (f *Fleet) forgetOldRevisions(ctx context.Context, rev int64) {
 	}
 }
 
-// take puts one status into its row, however long the database is away.
-func (f *Fleet) take(ctx context.Context, st queue.EnvStatus) {
-	for {
-		err := f.tryTake(ctx, st)
-		if err == nil || errors.Is(err, store.ErrNotFound) || ctx.Err() != nil { // not ours: another installation's prefix, or a test's
-			return
-		}
-		f.Log.Error("take a status", "environment", st.ID, "state", st.State, "error", err)
-		if !sleep(ctx, time.Second) {
-			return
-		}
-	}
+// hear puts one status into its row, within patience, or however long the database is away.
+func (f *Fleet) hear(st queue.EnvStatus, patience time.Duration) {
+	f.ledger.add(st.ID, patience, func(e *store.Environment) bool { return advance(e, st, f.now()) },
+		func(ctx context.Context, e store.Environment) { f.follow(ctx, e, st) })
 }
 
+// tryTake puts one status into its row, now.
 func (f *Fleet) tryTake(ctx context.Context, st queue.EnvStatus) error {
 	e, changed, err := f.Store.ChangeEnvironment(ctx, st.ID, f.now(), func(e *store.Environment) (bool, string, error) {
 		return advance(e, st, f.now()), "", nil
@@ -155,6 +156,12 @@ func (f *Fleet) tryTake(ctx context.Context, st queue.EnvStatus) error {
 	if changed {
 		f.Changed(e.UserID, e.ID)
 	}
+	f.follow(ctx, e, st)
+	return nil
+}
+
+// follow does what a status of an environment that should not be there any more calls for.
+func (f *Fleet) follow(ctx context.Context, e store.Environment, st queue.EnvStatus) {
 	ctx, cancel := context.WithTimeout(ctx, etcdIn)
 	defer cancel()
 	switch {
@@ -165,12 +172,11 @@ func (f *Fleet) tryTake(ctx context.Context, st queue.EnvStatus) error {
 		if err := f.askDelete(ctx, e, st.Node); err != nil {
 			f.Log.Warn("delete it later", "environment", e.ID, "error", err) // the sweep comes by again
 		}
-	case e.State == queue.StateStopping && e.DeleteJobAt == 0:
+	case e.State == queue.StateStopping && e.DeleteJobAt == 0 && st.Rev >= e.StatusRev:
 		if err := f.settle(ctx, e); err != nil {
 			f.Log.Warn("finish deleting later", "environment", e.ID, "error", err)
 		}
 	}
-	return nil
 }
 
 // advance moves a row on to what a node reports, and tells whether anything changed. Reports older than the row, and
@@ -180,6 +186,9 @@ func advance(e *store.Environment, st queue.EnvStatus, now time.Time) bool {
 		return false
 	}
 	e.StatusRev = st.Rev
+	if e.Try == 0 { // whatever etcd says of it, its job was there; of a later try only who enqueued it knows
+		e.Enqueued = true
+	}
 	if queue.Terminal(e.State) {
 		return true
 	}
@@ -253,7 +262,7 @@ func (f *Fleet) emptyOutbox(ctx context.Context) {
 		return
 	}
 	for _, e := range rows {
-		if !f.patiently(ctx, e, "enqueue", func(ctx context.Context) error { _, err := f.enqueue(ctx, e); return err }) {
+		if !f.patiently(ctx, e, "enqueue", func(ctx context.Context) error { _, err := f.enqueue(ctx, e, true); return err }) {
 			return
 		}
 	}
@@ -301,17 +310,31 @@ func (f *Fleet) sweep(ctx context.Context) {
 	}
 	known := make(map[string]queue.EnvStatus, len(list))
 	f.forgetOldRevisions(ctx, rev)
+	rows, err := f.rowsOf(ctx, list)
+	if err != nil {
+		f.Log.Error("sweep", "error", err)
+		return
+	}
 	for _, st := range list {
 		known[st.ID] = st
-		f.take(ctx, st)
-		if !queue.Terminal(st.State) || f.now().Sub(st.UpdatedAt) < keepStatus {
+		e, ours := rows[st.ID]
+		switch {
+		case !ours:
 			continue
+		case st.Rev > e.StatusRev:
+			f.hear(st, atOnce)
+		default:
+			f.follow(ctx, e, st)
 		}
-		if e, err := f.Store.Environment(ctx, st.ID); err == nil && queue.Terminal(e.State) {
+		if queue.Terminal(st.State) && f.now().Sub(st.UpdatedAt) >= keepStatus && queue.Terminal(e.State) {
 			if err := f.Queue.Forget(ctx, st.ID); err != nil && !errors.Is(err, queue.ErrBusy) && !errors.Is(err, queue.ErrNotFound) {
 				f.Log.Warn("forget an ended environment", "environment", st.ID, "error", err)
 			}
 		}
+	}
+	if err := f.ledger.flush(ctx); err != nil {
+		f.Log.Error("sweep", "error", err)
+		return
 	}
 	for _, e := range queued {
 		st, ok := known[e.ID]
@@ -334,6 +357,25 @@ func (f *Fleet) sweep(ctx context.Context) {
 		}
 		f.poke()
 	}
+}
+
+// rowsOf reads the rows of those whose statuses these are.
+func (f *Fleet) rowsOf(ctx context.Context, list []queue.EnvStatus) (map[string]store.Environment, error) {
+	rows := make(map[string]store.Environment, len(list))
+	for part := range slices.Chunk(list, 500) { // databases bound a statement's variables
+		ids := make([]string, len(part))
+		for i, st := range part {
+			ids[i] = st.ID
+		}
+		found, err := f.Store.Environments(ctx, store.Filter{IDs: ids})
+		if err != nil {
+			return nil, fmt.Errorf("read the rows of statuses: %w", err)
+		}
+		for _, e := range found {
+			rows[e.ID] = e
+		}
+	}
+	return rows, nil
 }
 
 // followPlaces pushes waiting environments whose place in the queue, or reason to wait, has changed.

@@ -107,6 +107,7 @@ func (s *Store) Environment(ctx context.Context, id string) (Environment, error)
 
 // Filter selects environments; zero fields select all.
 type Filter struct {
+	IDs          []string // deleted ones too
 	User         int64
 	States       []string
 	Deleted      bool // deleted ones too
@@ -118,6 +119,9 @@ type Filter struct {
 // Environments lists what f selects, newest first.
 func (s *Store) Environments(ctx context.Context, f Filter) ([]Environment, error) {
 	db := s.db.WithContext(ctx)
+	if len(f.IDs) > 0 {
+		db, f.Deleted = db.Where("id IN ?", f.IDs), true
+	}
 	if f.User != 0 {
 		db = db.Where("user_id = ?", f.User)
 	}
@@ -157,7 +161,7 @@ func (s *Store) ChangeEnvironment(ctx context.Context, id string, now time.Time,
 			return err
 		}
 		e.UpdatedAt = At(now)
-		if err := db.Save(&e).Error; err != nil {
+		if err := save(db, &e, was); err != nil {
 			return err
 		}
 		if e.State == was && note == "" {
@@ -169,6 +173,73 @@ func (s *Store) ChangeEnvironment(ctx context.Context, id string, now time.Time,
 		return db.Create(&History{EnvironmentID: id, At: e.UpdatedAt, State: e.State, Reason: note}).Error
 	})
 	return e, changed && err == nil, err
+}
+
+// save writes a changed row back. Indexed columns that are as they were are left out: naming them would have their indexes
+// written anew.
+func save(db *gorm.DB, e *Environment, was string) error {
+	same := []string{"UserID"} // it never changes
+	if e.State == was {
+		same = append(same, "State")
+	}
+	return db.Omit(same...).Save(e).Error
+}
+
+// Change is one step in an environment's life: Apply changes the row and tells whether it did.
+type Change struct {
+	ID    string
+	Apply func(*Environment) bool
+}
+
+// ChangeEnvironments makes many changes, of one or of many environments, in one transaction and in their order. Each new
+// state on the way goes into the history. It returns the rows as they are afterwards, without those that are not there, and
+// which of them have changed.
+func (s *Store) ChangeEnvironments(ctx context.Context, now time.Time, changes []Change) (rows map[string]Environment, changed map[string]bool, err error) {
+	var ids []string
+	seen := map[string]bool{}
+	for _, c := range changes {
+		if !seen[c.ID] {
+			seen[c.ID], ids = true, append(ids, c.ID)
+		}
+	}
+	err = s.tx(ctx, func(db *gorm.DB) error {
+		rows, changed = make(map[string]Environment, len(ids)), map[string]bool{}
+		var list []Environment
+		if err := locked(db).Order("id").Find(&list, "id IN ?", ids).Error; err != nil { // in one order, so that two gateways don't block each other
+			return err
+		}
+		was := make(map[string]string, len(list))
+		for _, e := range list {
+			rows[e.ID], was[e.ID] = e, e.State
+		}
+		var history []History
+		for _, c := range changes {
+			e, ok := rows[c.ID]
+			state := e.State
+			if !ok || !c.Apply(&e) {
+				continue
+			}
+			e.UpdatedAt, changed[c.ID] = At(now), true
+			rows[c.ID] = e
+			if e.State != state {
+				history = append(history, History{EnvironmentID: c.ID, At: e.UpdatedAt, State: e.State, Reason: e.Reason})
+			}
+		}
+		for _, e := range list {
+			if !changed[e.ID] {
+				continue
+			}
+			e, before := rows[e.ID], was[e.ID]
+			if err := save(db, &e, before); err != nil {
+				return err
+			}
+		}
+		if len(history) == 0 {
+			return nil
+		}
+		return db.Create(&history).Error
+	})
+	return rows, changed, err
 }
 
 // History lists what happened to an environment, oldest first.

@@ -37,9 +37,9 @@ var (
 // Store is an open database. It is safe for concurrent use.
 type Store struct {
 	db *gorm.DB
-	// writer is SQLite's one place for a writer. Waiting here is fair and heeds contexts; SQLite's own busy handler
-	// (still there for other processes) is neither.
-	writer chan struct{}
+	// writer is SQLite's one place for writers; nil for MySQL. Waiting here is fair and heeds contexts; SQLite's own busy
+	// handler (still there for other processes) is neither.
+	writer *writer
 }
 
 // Open connects to the database and brings its tables up to date. The driver is "sqlite", with a file's path as
@@ -52,7 +52,6 @@ func Open(ctx context.Context, driver, dsn string) (*Store, error) {
 		if err := private(dsn); err != nil {
 			return nil, err
 		}
-		s.writer = make(chan struct{}, 1)
 		// A WAL lets readers and the writer work side by side. synchronous stays FULL: an accepted create survives
 		// a power cut. Transactions take the write lock at once, since a later upgrade can't wait.
 		dialect = sqlite.Open("file:" + (&url.URL{Path: dsn}).EscapedPath() +
@@ -82,6 +81,9 @@ func Open(ctx context.Context, driver, dsn string) (*Store, error) {
 		return nil, fmt.Errorf("open the %s database: %w", driver, err)
 	}
 	s.db = db
+	if driver == "sqlite" {
+		s.writer = &writer{db: db.WithContext(context.Background())}
+	}
 	pool, err := db.DB()
 	if err != nil {
 		return nil, fmt.Errorf("open the %s database: %w", driver, err)
@@ -148,15 +150,11 @@ func (s *Store) Ping(ctx context.Context) error {
 	return pool.PingContext(ctx)
 }
 
-// tx runs fn in a transaction, again when the database broke a deadlock at our cost. fn must be repeatable.
+// tx runs fn in a transaction, again when the database broke a deadlock at our cost, or somebody who shared the transaction
+// was refused. fn must be repeatable.
 func (s *Store) tx(ctx context.Context, fn func(db *gorm.DB) error) error {
 	if s.writer != nil {
-		select {
-		case s.writer <- struct{}{}:
-			defer func() { <-s.writer }()
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+		return translate(s.writer.do(ctx, fn))
 	}
 	var err error
 	for range 5 {

@@ -414,6 +414,66 @@ func TestEnvironments(t *testing.T) {
 	})
 }
 
+// Several gateways hear the same statuses and write them at the same time.
+func TestManyChangesAtOnce(t *testing.T) {
+	each(t, func(t *testing.T, s *store.Store) {
+		u := user(t, s, "ada")
+		var ids []string
+		for i := range 5 {
+			ids = append(ids, fmt.Sprint("e", i))
+			must(t, s.CreateEnvironment(ctx, env(u, ids[i]), 10))
+		}
+		var wg sync.WaitGroup
+		for g := range 4 {
+			wg.Go(func() {
+				var changes []store.Change
+				for i := range ids {
+					id := ids[(i+g)%len(ids)]
+					for rev := int64(1); rev <= 3; rev++ {
+						changes = append(changes, store.Change{ID: id, Apply: func(e *store.Environment) bool {
+							if rev <= e.StatusRev {
+								return false
+							}
+							e.StatusRev, e.State, e.Timings = rev, fmt.Sprint("s", rev), map[string]int64{"rev": rev}
+							return true
+						}})
+					}
+				}
+				changes = append(changes, store.Change{ID: "nobody", Apply: func(*store.Environment) bool { panic("applied to no row") }})
+				rows, _, err := s.ChangeEnvironments(ctx, noon, changes)
+				if err != nil || len(rows) != len(ids) || rows["e1"].StatusRev != 3 {
+					t.Error(rows, err)
+				}
+			})
+		}
+		wg.Wait()
+		for _, id := range ids {
+			e, err := s.Environment(ctx, id)
+			must(t, err)
+			if e.State != "s3" || e.Timings["rev"] != 3 || e.UpdatedAt != store.At(noon) || e.UserID != u.ID || e.Command[0] != "sh" {
+				t.Errorf("%+v", e)
+			}
+			list, err := s.History(ctx, id)
+			must(t, err)
+			var states []string
+			for _, h := range list {
+				states = append(states, h.State)
+			}
+			if !reflect.DeepEqual(states, []string{"queued", "s1", "s2", "s3"}) {
+				t.Error(id, states)
+			}
+		}
+		list, err := s.Environments(ctx, store.Filter{States: []string{"s3"}}) // by the index
+		must(t, err)
+		if len(list) != len(ids) {
+			t.Error(list)
+		}
+		if list, err = s.Environments(ctx, store.Filter{IDs: []string{"e1", "e3", "nobody"}}); err != nil || len(list) != 2 {
+			t.Error(list, err)
+		}
+	})
+}
+
 func TestAudit(t *testing.T) {
 	each(t, func(t *testing.T, s *store.Store) {
 		for i := range 5 {
