@@ -8,7 +8,7 @@ DATA ?= /var/lib/learnos
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup init panel build up test lint bench probe conformance rations fuzz vm vagrant clean
+.PHONY: help setup init panel build up test lint bench probe engines conformance rations fuzz vm vagrant clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -55,9 +55,16 @@ bench: build ## measure beside crun, runc, podman and docker, each started here;
 	$(GO) build -o bin/bench ./tests/bench
 	bin/bench $(ARGS)
 
-probe: setup init ## a hostile program tries to get out of an environment; a table of what it tried
+probe: setup init ## a hostile program tries to get out of an environment, here and in the cgroup v2 guest; a table of what it tried
 	@scripts/setup test
 	$(GO) test -count=1 -v -run Probe ./tests/probe
+	$(GO) test -count=1 -v -run 'TestRoomsInGuest/tests-probe' ./tests/vm
+
+engines: init ## podman and containerd on lrun: all that their tests do, here and in the cgroup v2 guest (20 min there)
+	@scripts/setup test
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/lrun ./tests/vm/vmexec
+	LEARNOS_ENGINES_LRUN=$$PWD/bin/lrun $(GO) test -count=1 -v ./tests/engines
+	LEARNOS_ENGINES_LRUN=$$PWD/bin/lrun CGO_ENABLED=0 $(GO) test -count=1 -v -p 1 -timeout 1h -exec $$PWD/bin/vmexec ./tests/engines
 
 conformance: init ## the OCI validation programs on lrun beside Debian's crun and runc: a table for here, one for the cgroup v2 guest
 	@scripts/setup test

@@ -122,6 +122,9 @@ func attachDeviceFilter(dir string, rules []specs.LinuxDeviceCgroup) error {
 	}
 	copy(load.name[:], "learnos_dev")
 	fd, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_LOAD, uintptr(unsafe.Pointer(&load)), unsafe.Sizeof(load))
+	for try := 0; errno == unix.EAGAIN && try < 100; try++ { // a signal came while the kernel read it (kernel/bpf/verifier.c)
+		fd, _, errno = unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_LOAD, uintptr(unsafe.Pointer(&load)), unsafe.Sizeof(load))
+	}
 	if errno != 0 {
 		return fmt.Errorf("load the device filter: %w", errno)
 	}

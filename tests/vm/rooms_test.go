@@ -12,8 +12,8 @@ import (
 )
 
 // TestRoomsInGuest runs on pure cgroup v2 the tests of those rooms to which the kernel's side matters: the runtime, the
-// network, disk limits by project quota, quotas that end an environment, and every ration measured (run with -v: it prints a
-// table). A guest that breaks, which says nothing about the tests in it, is started again.
+// network, disk limits by project quota, quotas that end an environment, AppArmor, what attackers try, other people's engines,
+// and every ration measured (run with -v: it prints a table). A guest that breaks, which says nothing about the tests in it, is started again.
 func TestRoomsInGuest(t *testing.T) {
 	root, err := filepath.Abs("../..")
 	if err != nil {
@@ -33,25 +33,39 @@ func TestRoomsInGuest(t *testing.T) {
 	defer os.RemoveAll(bin)
 	const onDisk = "mkfs.ext4 -q -F $LEARNOS_VM_DISK && mkdir /tmp/disk && mount -t ext4 $LEARNOS_VM_DISK /tmp/disk && export TMPDIR=/tmp/disk && "
 	// Left out is what takes long when the processor is emulated, and has nothing to do with cgroups or the kernel's version.
-	for _, r := range []struct{ dir, prepare, flags string }{
-		{"runtime", "", "-test.skip 'TestRandomProfiles|TestManySessions|TestControlFlood|TestParallel|TestDefaultProfile|TestPrivilegesAreGone|TestOrphansAreReaped'"},
-		{"netbridge", "", "-test.skip 'TestRateLimits|TestKilledProcesses|TestManyProcesses|TestOnePortManyAskers|TestAddressesRest'"},
-		{"rootfs", "", "-test.run 'TestDisk'"},
-		{"nodeagent", onDisk, "-test.run 'TestQuotasEnd'"},
-		{"cmd/lrun", "", "-test.run 'TestScripts/(apparmor|exec)$'"},
-		{"tests/rations", "", ""},
+	// Programs that a room would build itself are built here, into $BIN.
+	for _, r := range []struct {
+		dir, prepare, flags string
+		programs            []string
+	}{
+		{dir: "runtime", flags: "-test.skip 'TestRandomProfiles|TestManySessions|TestControlFlood|TestParallel|TestDefaultProfile|TestPrivilegesAreGone|TestOrphansAreReaped'"},
+		{dir: "netbridge", flags: "-test.skip 'TestRateLimits|TestKilledProcesses|TestManyProcesses|TestOnePortManyAskers|TestAddressesRest'"},
+		{dir: "rootfs", flags: "-test.run 'TestDisk'"},
+		{dir: "nodeagent", prepare: onDisk, flags: "-test.run 'TestQuotasEnd'"},
+		{dir: "cmd/lrun", flags: "-test.run 'TestScripts/(apparmor|exec)$'"},
+		{dir: "tests/rations"},
+		{dir: "tests/probe", prepare: "export PROBE_BIN=$BIN && ", programs: []string{"./cmd/nodeagent", "./cmd/lrun", "./tests/probe/inside"},
+			flags: "-test.run 'TestProbe$|TestProbeLrun$|TestProbeShares|TestProbeAllowances|TestProbeNetworkMemory|TestProbeFrames|TestProbeReach|TestProbeInitHoldsNothing'"},
+		{dir: "tests/engines", prepare: "export LEARNOS_ENGINES_LRUN=$BIN/lrun && ", programs: []string{"./cmd/lrun"},
+			flags: "-test.run 'TestPodman$/(--memory|--pids|update)|TestContainerd/a task'"},
 	} {
 		t.Run(strings.ReplaceAll(r.dir, "/", "-"), func(t *testing.T) {
 			program := filepath.Join(bin, filepath.Base(r.dir)+".test")
-			build := exec.Command("go", "test", "-c", "-o", program, "./"+r.dir)
-			build.Dir, build.Env = root, append(os.Environ(), "CGO_ENABLED=0")
-			if text, err := build.CombinedOutput(); err != nil {
-				t.Fatalf("build: %v: %s", err, text)
+			build := func(args ...string) {
+				cmd := exec.Command("go", args...)
+				cmd.Dir, cmd.Env = root, append(os.Environ(), "CGO_ENABLED=0")
+				if text, err := cmd.CombinedOutput(); err != nil {
+					t.Fatalf("build: %v: %s", err, text)
+				}
+			}
+			build("test", "-c", "-o", program, "./"+r.dir)
+			for _, p := range r.programs {
+				build("build", "-trimpath", "-o", filepath.Join(bin, filepath.Base(p)), p)
 			}
 			for n := 1; ; n++ {
 				start := time.Now()
 				cmd := exec.Command(vmexec, "/bin/sh", "-c", fmt.Sprintf("%sexec %s -test.v -test.timeout 8m %s", r.prepare, program, r.flags))
-				cmd.Dir = filepath.Join(root, r.dir)
+				cmd.Dir, cmd.Env = filepath.Join(root, r.dir), append(os.Environ(), "BIN="+bin)
 				var out bytes.Buffer
 				cmd.Stdout, cmd.Stderr = &out, &out
 				err := cmd.Run()
