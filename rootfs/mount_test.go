@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -395,4 +396,21 @@ func helperPull(args []string) error {
 	}
 	_, err = s.Pull(context.Background(), args[1], PullOptions{})
 	return err
+}
+
+// The shell of the image finds our ping, and busybox still finds each of its applets: their table is sorted.
+func TestBusyboxHidesItsPing(t *testing.T) {
+	before := []byte("\x00pidof\x00ping\x00ping6\x00pivot_root\x00...")
+	after := hidePing(before)
+	if string(after) != "\x00pidof\x00pinf\x00pinf6\x00pivot_root\x00..." {
+		t.Errorf("%q", after)
+	}
+	if names := strings.Split(strings.Trim(string(after), ".\x00"), "\x00"); !slices.IsSorted(names) || len(after) != len(before) {
+		t.Errorf("%q", names)
+	}
+	for _, other := range []string{"", "\x00ping\x00", "\x00ping\x00ping6\x00\x00ping\x00ping6\x00", "ping: permission denied"} {
+		if got := string(hidePing([]byte(other))); got != other {
+			t.Errorf("%q became %q", other, got)
+		}
+	}
 }

@@ -29,12 +29,6 @@ var capNumbers = func() map[string]int {
 	return m
 }()
 
-// KnownCapability says whether a capability of that name (CAP_KILL, say) exists.
-func KnownCapability(name string) bool {
-	_, known := capNumbers[name]
-	return known
-}
-
 // parseCaps turns the five lists into sets. A Spec without capabilities has none. A permitted set is a subset of the
 // bounding set, an ambient one of permitted and inheritable: what breaks that is refused rather than bent.
 func parseCaps(c *specs.LinuxCapabilities) (out initproto.Caps, err error) {

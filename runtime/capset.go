@@ -17,7 +17,7 @@ func CapabilityNames(typed []string) ([]string, error) {
 	var names []string
 	for _, t := range typed {
 		name := "CAP_" + strings.TrimPrefix(strings.ToUpper(strings.TrimSpace(t)), "CAP_")
-		if !KnownCapability(name) {
+		if _, known := capNumbers[name]; !known {
 			return nil, fmt.Errorf("there is no capability %q; there are %s", t, listCapabilities(capNames[:]))
 		}
 		names = append(names, name)

@@ -423,14 +423,11 @@ func identity(p *specs.Process, user string, groups, caps []string) error {
 		}
 		p.User.AdditionalGids = append(p.User.AdditionalGids, gid)
 	}
-	for _, c := range caps {
-		name := strings.ToUpper(c)
-		if !strings.HasPrefix(name, "CAP_") {
-			name = "CAP_" + name
-		}
-		if !runtime.KnownCapability(name) {
-			return fmt.Errorf("exec: capability %s is unknown", name)
-		}
+	more, err := runtime.CapabilityNames(caps)
+	if err != nil {
+		return fmt.Errorf("exec: %w", err)
+	}
+	for _, name := range more {
 		if p.Capabilities == nil {
 			p.Capabilities = &specs.LinuxCapabilities{}
 		}

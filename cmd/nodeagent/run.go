@@ -41,6 +41,7 @@ Without -d the environment belongs to this command: when this command dies, even
 goes on by itself, its output goes to ` + "`nodeagent logs`" + `, and its id is printed.`,
 		example: `nodeagent run --rm -it busybox
 nodeagent run --rm busybox sh -c 'id -u; hostname; cat /proc/self/uid_map'
+nodeagent run --rm -it --cap-add NET_RAW debootstrap:bookworm bash   # tcpdump, nmap
 nodeagent run -d --name web -p 8080:80 --memory 128m --cpus 0.5 busybox httpd -f -h /etc`,
 		define: func(f *pflag.FlagSet) func(context.Context, *app, []string) error {
 			var o runFlags
