@@ -120,7 +120,7 @@ type Filter struct {
 func (s *Store) Environments(ctx context.Context, f Filter) ([]Environment, error) {
 	db := s.db.WithContext(ctx)
 	if len(f.IDs) > 0 {
-		db, f.Deleted = db.Where("id IN ?", f.IDs), true
+		db, f.Deleted = db.Where("id IN ?", padded(f.IDs)), true
 	}
 	if f.User != 0 {
 		db = db.Where("user_id = ?", f.User)
@@ -185,6 +185,20 @@ func save(db *gorm.DB, e *Environment, was string) error {
 	return db.Omit(same...).Save(e).Error
 }
 
+// padded repeats the last id until there are 1, 2, 4, 8, … of them: each number is another statement to prepare and to keep.
+func padded(ids []string) []string {
+	n := 1
+	for n < len(ids) {
+		n *= 2
+	}
+	all := make([]string, len(ids), n)
+	copy(all, ids)
+	for len(ids) > 0 && len(all) < n {
+		all = append(all, ids[len(ids)-1])
+	}
+	return all
+}
+
 // Change is one step in an environment's life: Apply changes the row and tells whether it did.
 type Change struct {
 	ID    string
@@ -205,7 +219,7 @@ func (s *Store) ChangeEnvironments(ctx context.Context, now time.Time, changes [
 	err = s.tx(ctx, func(db *gorm.DB) error {
 		rows, changed = make(map[string]Environment, len(ids)), map[string]bool{}
 		var list []Environment
-		if err := locked(db).Order("id").Find(&list, "id IN ?", ids).Error; err != nil { // in one order, so that two gateways don't block each other
+		if err := locked(db).Order("id").Find(&list, "id IN ?", padded(ids)).Error; err != nil { // in one order, so that two gateways don't block each other
 			return err
 		}
 		was := make(map[string]string, len(list))
