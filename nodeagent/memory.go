@@ -8,7 +8,10 @@ import (
 )
 
 // meminfo is what /proc/meminfo says, in bytes.
-type meminfo struct{ available, total int64 }
+type meminfo struct {
+	available, total int64
+	kernel           int64 // what is neither free, nor a program's, nor could be freed at once
+}
 
 func readMeminfo() meminfo {
 	body, err := os.ReadFile("/proc/meminfo")
@@ -34,6 +37,9 @@ func parseMeminfo(text string) meminfo {
 			m.available = kb << 10
 		case "MemTotal:":
 			m.total = kb << 10
+			m.kernel += kb << 10
+		case "MemFree:", "Buffers:", "Cached:", "SwapCached:", "AnonPages:", "SReclaimable:":
+			m.kernel -= kb << 10
 		}
 	}
 	return m

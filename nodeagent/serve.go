@@ -110,6 +110,7 @@ func ServeWith(ctx context.Context, cfg *config.Config, etcd *clientv3.Client) e
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return d.pub.run(gctx) })
 	g.Go(func() error { return d.watchLimits(gctx) })
+	g.Go(func() error { return guardSockets(gctx, d.environments, d.overSockets, d.log) })
 	g.Go(func() error { return d.keepTunnels(gctx) })
 	g.Go(func() error { return d.node.keepPool(gctx, d.sparesBound(), d.roomForSpare, d.log) })
 	g.Go(func() error { return d.keepRegistered(gctx) })

@@ -444,3 +444,16 @@ func TestRaisePIDMax(t *testing.T) {
 		}
 	}
 }
+
+func BenchmarkKernelMemory(b *testing.B) {
+	f, err := os.Open("/proc/meminfo")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer f.Close()
+	for b.Loop() {
+		if _, err := kernelMemory(f); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -208,7 +208,15 @@ func foreground(ctx context.Context, a *app, n *nodeagent.Node, c nodeagent.Crea
 	var tidy sync.WaitGroup
 	tidy.Go(func() { _, _ = n.Reconcile(kept) })
 
+	guarded, stop := context.WithCancel(kept)
+	tidy.Go(func() {
+		err := env.GuardSockets(guarded, func(why string) { fmt.Fprintln(a.stderr, "nodeagent: the environment was ended:", why) })
+		if err != nil {
+			fmt.Fprintln(a.stderr, "nodeagent:", err)
+		}
+	})
 	st, err := converse(kept, a, env, env.Command(), stdin, s, func() { _ = env.Kill(kept) })
+	stop()
 	if err != nil {
 		_ = env.Delete(kept)
 		return err

@@ -23,6 +23,7 @@ const (
 	BlkQuota     Code = "blk_quota"
 	MemoryLimit  Code = "memory_limit"
 	OutOfMemory  Code = "out_of_memory"
+	SocketMemory Code = "socket_memory"
 	FirstProcess Code = "first_process"
 	WhileAway    Code = "while_away"
 	NodeForgot   Code = "node_forgot"
@@ -60,6 +61,7 @@ var sentences = []struct {
 	{BlkQuota, "disk traffic passed its quota of {quota}"},
 	{MemoryLimit, "it ran out of memory: {limit} is its limit; use less, or ask for an image with more"},
 	{OutOfMemory, "it ran out of memory"},
+	{SocketMemory, "its sockets held {held} of the kernel's memory, beyond its memory limit of {limit}: accept connections and read what arrives"},
 	{FirstProcess, "its first process ended"},
 	{WhileAway, "it ended while the node's agent was away"},
 	{NodeForgot, "its node no longer has it: start a new one"},

@@ -67,6 +67,7 @@ var attacks = []struct{ attack, test, attempt string }{
 	{"fill the process table", "TestProbePIDs", ""},
 	{"fill memory", "TestProbeResources", ""},
 	{"fill memory by sockets", "TestProbeNetworkMemory", ""},
+	{"fill memory by what hangs on sockets", "TestProbeSocketMemory", ""},
 	{"fill memory by rings, with CAP_NET_RAW", "TestProbeRings", ""},
 	{"go further by capabilities that were added", "TestProbeCapabilities", ""},
 	{"go behind masks with CAP_SYS_ADMIN", "TestProbeSysAdmin", ""},

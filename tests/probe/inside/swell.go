@@ -26,8 +26,13 @@ func swell(args []string) error {
 	if err != nil {
 		return err
 	}
-	way := map[string]func(bytes int) (int, error){"ring": ring, "send-ring": sendRing, "tcp": tcp, "udp": udp, "unix": stream, "netlink": netlink,
-		"netlink-unread": unread, "netlink-threads": threads}[args[0]]
+	way := map[string]func(bytes int) (int, error){
+		"ring": ring, "send-ring": sendRing, "tcp": tcp, "udp": udp, "unix": stream, "netlink": netlink,
+		"netlink-unread": unread, "netlink-threads": threads,
+		"errors": errorQueue, "stamps": stamps, "echo": echo, "raw": raw, "small": small, "routing": routing, "md5": signatures,
+		"filter": judges, "jail": jail, "backlog": backlog, "unaccepted": unaccepted, "pty": terminals, "huge": hugePages,
+		"disconnected": disconnected, "flight": flight,
+	}[args[0]]
 	if way == nil {
 		return errors.New("no such way to swell")
 	}

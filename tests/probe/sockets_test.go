@@ -1,0 +1,45 @@
+package probe
+
+import (
+	"context"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestProbeSocketMemory: what hangs on sockets and is charged to no cgroup still ends with who takes it. Each way asks for
+// ten times the limit, which the machine can spare for some seconds, and then holds on for fifteen.
+func TestProbeSocketMemory(t *testing.T) {
+	const limit, ask = 48, 480
+	for _, c := range []struct{ way, hold, what string }{
+		{"errors", "15s", "errors that are kept (IP_RECVERR)"},
+		{"stamps", "15s", "datagrams kept with the time of their leaving (SO_TIMESTAMPING)"},
+		{"echo", "15s", "answers to pings"},
+		{"raw", "15s", "what comes in on raw sockets"},
+		{"routing", "15s", "options of IPv6 sockets (IPV6_2292PKTOPTIONS)"},
+		{"md5", "15s", "keys of TCP sockets (TCP_MD5SIG)"},
+		{"backlog", "15s", "connections that nobody accepted and whose other end is closed"},
+		{"unaccepted", "15s", "data on connections that nobody accepted"},
+		{"disconnected", "15s", "errors on sockets that have given up their port"},
+		{"flight", "15s", "sockets on their way to nowhere"},
+		// These are counted, and go no further than the limit: nothing to wait for.
+		{"small", "0s", "datagrams of one byte"},
+		{"filter", "0s", "filters of packets"},
+		{"jail", "0s", "filters of system calls"},
+		{"pty", "0s", "what nobody reads from terminals"},
+	} {
+		t.Run(c.way, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+			defer cancel()
+			args := append([]string{"run", "--rm", "--memory", strconv.Itoa(limit) + "m", "--cap-add", "NET_RAW"}, volume()...)
+			r := finish(t, ctx, command(append(args, "busybox", "/inside", "swell", c.way, strconv.Itoa(ask), c.hold)...))
+			got, _ := strconv.Atoi(strings.Fields(r.out + " 0")[0])
+			t.Logf("%s: status %d, %q %s", c.what, r.code, strings.TrimSpace(r.out), strings.TrimSpace(r.err))
+			if r.code != 0 && r.code != 137 {
+				t.Fatal("it was not tried")
+			}
+			hole(t, c.way, r.code == 0 && got > 2*limit, "an environment of 48 MiB keeps "+strconv.Itoa(got)+" MiB of the kernel's memory: "+c.what)
+		})
+	}
+}
