@@ -22,7 +22,6 @@ import (
 	"github.com/learnos/learnos/internal/config"
 	"github.com/learnos/learnos/internal/queue"
 	"github.com/learnos/learnos/internal/queue/queuetest"
-	"github.com/learnos/learnos/internal/reason"
 	"github.com/learnos/learnos/internal/term"
 	"github.com/learnos/learnos/internal/tunnel"
 	"github.com/learnos/learnos/rootfs"
@@ -755,78 +754,6 @@ func TestSessions(t *testing.T) {
 		t.Errorf("figures: %+v", line)
 	}
 	_ = st.Close()
-}
-
-// TestRoom: a node takes no more than it has room for, and takes the next when there is room again.
-func TestRoom(t *testing.T) {
-	p := newPlatform(t, "maxEnvironments = 1")
-	p.start()
-	huge := p.create(func(s *queue.EnvSpec) { s.Limits.MemoryBytes = 1 << 50 })
-	first := p.create(nil)
-	p.await(first, queue.StateRunning)
-	second := p.create(nil)
-	time.Sleep(500 * time.Millisecond)
-	for _, id := range []string{huge, second} {
-		if s, err := p.queue.Status(context.Background(), id); err != nil || s.State != queue.StateQueued {
-			t.Errorf("%s: %+v, %v", id, s, err)
-		}
-	}
-	p.delete(first)
-	p.await(first, queue.StateDeleted)
-	p.await(second, queue.StateRunning)
-	p.delete(huge)
-	p.await(huge, queue.StateDeleted)
-}
-
-// TestOutOfDisk: disk is promised like memory is, and who asks for more than is left waits.
-func TestOutOfDisk(t *testing.T) {
-	p := newPlatform(t, "diskOvercommit = 1")
-	p.start()
-	nodes, err := p.queue.Nodes(context.Background())
-	if err != nil || len(nodes) != 1 || nodes[0].DiskRoom <= 0 {
-		t.Fatalf("%+v, %v", nodes, err)
-	}
-	half := min(nodes[0].DiskRoom/2+1<<30, rootfs.MaxDisk)
-	first := p.create(func(s *queue.EnvSpec) { s.Limits.DiskBytes = half })
-	p.await(first, queue.StateRunning)
-	second := p.create(func(s *queue.EnvSpec) { s.Limits.DiskBytes = half })
-	time.Sleep(500 * time.Millisecond)
-	if s, err := p.queue.Status(context.Background(), second); err != nil || s.State != queue.StateQueued {
-		t.Errorf("%+v, %v", s, err)
-	}
-	p.delete(first)
-	p.await(first, queue.StateDeleted)
-	p.await(second, queue.StateRunning)
-}
-
-// TestRationNobodyGives: a create that asks for what this node can't give fails with the reason, and waits while another
-// node could take it.
-func TestRationNobodyGives(t *testing.T) {
-	p := newPlatform(t, "")
-	p.start()
-	nodes, err := p.queue.Nodes(context.Background())
-	check(t, err)
-	high := func(s *queue.EnvSpec) { s.Limits.MemoryHighBytes = 32 << 20 }
-	if _, lacks := nodes[0].Lacks[queue.RationMemoryHigh]; !lacks {
-		p.await(p.create(high), queue.StateRunning) // cgroup v2
-		return
-	}
-	s := p.await(p.create(high), queue.StateFailed)
-	if code, _ := reason.Parse(s.Reason); code != reason.NoMemoryHigh {
-		t.Error(s.Reason)
-	}
-	able, err := p.queue.RegisterNode(context.Background(), queue.NodeInfo{Name: "n2"}, time.Minute)
-	check(t, err)
-	time.Sleep(2 * othersAge)
-	left := p.create(high)
-	p.await(p.create(nil), queue.StateRunning)
-	if s, err := p.queue.Status(context.Background(), left); err != nil || s.State != queue.StateQueued {
-		t.Errorf("%+v, %v", s, err)
-	}
-	check(t, able.Close(context.Background()))
-	time.Sleep(2 * othersAge)
-	p.await(p.create(nil), queue.StateRunning) // which makes the node look again
-	p.await(left, queue.StateFailed)
 }
 
 // TestEndsSurviveTheAgent: what a killed agent had decided to end ends, with its reason; what somebody took away while

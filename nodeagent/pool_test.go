@@ -308,6 +308,8 @@ func TestSpareIsNoSubstitute(t *testing.T) {
 		"fewer processes": func(o *CreateOptions) { o.Limits.PIDs = 63 },
 		"a memory limit":  func(o *CreateOptions) { o.Limits.MemoryBytes = 64 << 20 },
 		"a bandwidth":     func(o *CreateOptions) { o.Limits.NetUpBits = 1_000_000 },
+		"a disk rate":     func(o *CreateOptions) { o.Limits.IO.WriteBytes = 1 << 20 },
+		"raw packets":     func(o *CreateOptions) { o.CapAdd = []string{"NET_RAW"} },
 		"read-only":       func(o *CreateOptions) { o.ReadOnly = true },
 		"no network":      func(o *CreateOptions) { o.Net = NetNone },
 		"the host's ids":  func(o *CreateOptions) { o.HostUsers = true },

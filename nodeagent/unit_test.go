@@ -12,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/learnos/learnos/internal/queue"
 	"github.com/learnos/learnos/rootfs"
 )
 
@@ -267,42 +266,6 @@ func TestStartTimeTellsProcessesApart(t *testing.T) {
 	}
 	if (Process{PID: 1 << 22, StartTime: 1}).alive() || (Process{}).alive() {
 		t.Error("nobody is alive")
-	}
-}
-
-// Whatever a job limits, the node does.
-func TestEveryLimitIsTaken(t *testing.T) {
-	var told queue.Limits
-	from := reflect.ValueOf(&told).Elem()
-	for i := range from.NumField() {
-		from.Field(i).Set(reflect.ValueOf(i + 1).Convert(from.Field(i).Type()))
-	}
-	l := limitsOf(told)
-	if l.Cpuset = "0"; l.IO != (IORates{told.IOReadBPS, told.IOWriteBPS, told.IOReadIOPS, told.IOWriteIOPS}) {
-		t.Errorf("%+v", l.IO)
-	}
-	for i, v := 0, reflect.ValueOf(l); i < v.NumField(); i++ {
-		name := v.Type().Field(i).Name
-		if want := from.FieldByName(name); v.Field(i).IsZero() || want.IsValid() && !v.Field(i).Equal(want) {
-			t.Errorf("%s is %v", name, v.Field(i))
-		}
-	}
-}
-
-func TestDiskRoom(t *testing.T) {
-	const gib = 1 << 30
-	for _, c := range []struct{ free, total, owed, reserve, overcommit, want int64 }{
-		{40 * gib, 100 * gib, 60 * gib, 1 * gib, 4, 96 * gib}, // a class of thirty with 2 GiB each, and more
-		{40 * gib, 100 * gib, 38 * gib, 1 * gib, 1, 1 * gib},
-		{40 * gib, 100 * gib, 60 * gib, 1 * gib, 1, 0},
-		{1 * gib, 100 * gib, 0, 1 * gib, 4, 0},
-		{1 * gib, 5 * gib, 0, 1 * gib, 1, gib / 2}, // of a small disk a tenth is reserved
-		{gib / 2, 100 * gib, 0, 1 * gib, 4, 0},
-		{40 * gib, 100 * gib, 0, 0, 0, 40 * gib},
-	} {
-		if got := diskRoom(c.free, c.total, c.owed, c.reserve, c.overcommit); got != c.want {
-			t.Errorf("%+v: %d", c, got)
-		}
 	}
 }
 

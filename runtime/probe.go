@@ -255,6 +255,19 @@ func probeCgroups() (checks []Check) {
 		}
 		checks = append(checks, check("cgroup "+c.name, ok, detail, c.consequence))
 	}
+	for _, c := range []struct {
+		name, consequence string
+		err               error
+	}{
+		{"soft memory limits", "environments that ask for one (--memory-high, memoryHighBytes) fail, or go to another node", MemoryHigh()},
+		{"disk rates", "environments that ask for one (--io-read-bps and the like) fail, or go to another node", DiskRates()},
+	} {
+		detail := "there"
+		if c.err != nil {
+			detail = c.err.Error()
+		}
+		checks = append(checks, check(c.name, c.err == nil, detail, c.consequence))
+	}
 	if h := hs.control["memory"]; h != nil && !h.v2 {
 		_, err := os.Stat(filepath.Join(h.dir, "memory.memsw.limit_in_bytes"))
 		checks = append(checks, check("swap accounting", err == nil, map[bool]string{true: "there", false: "off"}[err == nil],

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/chromedp/chromedp"
 
@@ -131,6 +132,14 @@ func TestRationsFromTheForm(t *testing.T) {
 		}
 	}
 
+	if !unified() {
+		run(t, tab, "see on the list of nodes what this one can't give",
+			script(`localStorage.setItem('learnos.lang', 'zh'), true`),
+			chromedp.Navigate(p.WebURL+"/admin/nodes"),
+			chromedp.WaitVisible(`[data-testid="node-lacks-memoryHigh"]`))
+		keep(t, tab, "nodes")
+	}
+
 	// What the environment gets.
 	c, _, _ := person(t, ctx, p)
 	env := running(t, ctx, c, "slow")
@@ -163,6 +172,23 @@ func TestRationsFromTheForm(t *testing.T) {
 		}
 		if !strings.Contains(env.Reason, "soft memory limit, which needs cgroup v2") {
 			t.Errorf("reason %q", env.Reason)
+		}
+	}
+
+	// More disk than there is: it waits, and says for what.
+	if err := admin.Do(ctx, http.MethodPatch, image, map[string]any{"memoryHighBytes": 0, "diskBytes": int64(16<<40 - 4096)}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if env, err = c.Create(ctx, "slow"); err != nil {
+		t.Fatal(err)
+	}
+	for !strings.Contains(env.Reason, "out of disk; needs 16777215 MiB") {
+		if env.State != "queued" || ctx.Err() != nil {
+			t.Fatalf("%s: %q", env.State, env.Reason)
+		}
+		time.Sleep(100 * time.Millisecond)
+		if env, err = c.Environment(ctx, env.ID); err != nil {
+			t.Fatal(err)
 		}
 	}
 	var refused *platform.APIError

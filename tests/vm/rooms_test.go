@@ -12,7 +12,7 @@ import (
 )
 
 // TestRoomsInGuest runs on pure cgroup v2 the tests of those rooms to which the kernel's side matters: the runtime, the
-// network, disk limits by project quota, quotas that end an environment, AppArmor, what attackers try, other people's engines,
+// network, disk limits by project quota, quotas that end an environment, a job's rations, AppArmor, what attackers try, other people's engines,
 // and every ration measured (run with -v: it prints a table). A guest that breaks, which says nothing about the tests in it, is started again.
 func TestRoomsInGuest(t *testing.T) {
 	root, err := filepath.Abs("../..")
@@ -41,7 +41,7 @@ func TestRoomsInGuest(t *testing.T) {
 		{dir: "runtime", flags: "-test.skip 'TestRandomProfiles|TestManySessions|TestControlFlood|TestParallel|TestDefaultProfile|TestPrivilegesAreGone|TestOrphansAreReaped'"},
 		{dir: "netbridge", flags: "-test.skip 'TestRateLimits|TestKilledProcesses|TestManyProcesses|TestOnePortManyAskers|TestAddressesRest'"},
 		{dir: "rootfs", flags: "-test.run 'TestDisk'"},
-		{dir: "nodeagent", prepare: onDisk, flags: "-test.run 'TestQuotasEnd'"},
+		{dir: "nodeagent", prepare: onDisk, flags: "-test.run 'TestQuotasEnd|TestRationsReach|TestRationNobody|TestOutOfDisk'"},
 		{dir: "cmd/lrun", flags: "-test.run 'TestScripts/(apparmor|exec)$'"},
 		{dir: "tests/rations"},
 		{dir: "tests/probe", prepare: "export PROBE_BIN=$BIN && ", programs: []string{"./cmd/nodeagent", "./cmd/lrun", "./tests/probe/inside"},
