@@ -45,7 +45,7 @@ func (s *server) filters(p *initproto.Plan) *fault {
 			return f
 		}
 	}
-	return s.superviseNetlink(p)
+	return s.superviseSockets(p)
 }
 
 // installSeccomp puts the filter on every thread at once, for now and for all that they start.

@@ -5,7 +5,7 @@
 // forwards signals, and writes down how it all ended. It never calls out, resolves no host path after the pivot, and
 // believes nothing: what it reads comes from a socket that only the host can reach, and it checks all the same.
 //
-// One more thread makes the netlink sockets of everybody inside (netlinkMaker).
+// One more thread makes sockets for those inside (socketMaker).
 //
 // It is small on purpose: two goroutines, and none of the packages that would double its size.
 package main
@@ -39,7 +39,7 @@ type server struct {
 	conns    []*conn
 	setup    *conn // waits for Main's exec
 	log      *logger
-	netlink  *netlinkMaker // nil where netlink sockets are not supervised
+	maker    *socketMaker // nil where nobody has to ask for sockets
 	nextID   uint64
 	deadline int64 // monotonic milliseconds after which a graceful end stops being graceful; 0: none
 }

@@ -30,7 +30,7 @@ func (s *server) serveSetup(c *conn, plan *initproto.Plan) {
 	if plan.SeccompOnInit {
 		plan.Seccomp = nil // inherited
 	}
-	plan.NetlinkFilter = nil // the same
+	plan.SocketFilter = nil // the same
 	if s.find("main") == nil {
 		s.phase = initproto.Running
 		s.answer(c, &initproto.Reply{})
@@ -61,11 +61,11 @@ func (s *server) build(p *initproto.Plan, c *conn) *fault {
 	if f := s.closeOff(root, p); f != nil {
 		return f
 	}
-	if len(p.NetlinkFilter) > 0 {
+	if len(p.SocketFilter) > 0 {
 		if f := s.procfs(); f != nil { // now: one may be had only while a whole one is in sight
 			return f
 		}
-		s.netlink = newNetlinkMaker(s.proc, p)
+		s.maker = newSocketMaker(s.proc, p)
 	}
 	at, path := s.place(root, "/dev/pts")
 	if pts, err := openInside(at, path, unix.O_PATH|unix.O_DIRECTORY, unix.RESOLVE_NO_SYMLINKS); err == nil {
@@ -260,7 +260,7 @@ func (s *server) closeStrays(c *conn) {
 	s.letGo()
 	closeAll(c.fds)
 	c.fds = nil
-	if s.proc >= 0 && s.netlink == nil {
+	if s.proc >= 0 && s.maker == nil {
 		unix.Close(s.proc)
 		s.proc = -1
 	}

@@ -211,7 +211,7 @@ func (r *Runtime) checkSpec(o *CreateOptions) (*namespaces, *plan, error) {
 	if plan.Seccomp, plan.SeccompFlags, plan.SeccompOnInit, err = r.filters.compile(l.Seccomp); err != nil {
 		return nil, nil, err
 	}
-	if err := plan.superviseNetlink(o.Spec); err != nil {
+	if err := plan.superviseSockets(o.Spec); err != nil {
 		return nil, nil, err
 	}
 	return ns, plan, nil

@@ -19,12 +19,17 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/learnos/learnos/internal/initproto"
+	"github.com/learnos/learnos/runtime/internal/insider"
 )
 
 // TestMain lets the test binary be an agent of its own, to be killed.
 func TestMain(m *testing.M) {
 	if args := os.Getenv("RUNTIME_TEST_AGENT"); args != "" {
 		agent(args)
+		return
+	}
+	if os.Getenv("RUNTIME_TEST_INSIDE") != "" {
+		insider.Run(os.Args[1:])
 		return
 	}
 	code := m.Run()

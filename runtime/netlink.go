@@ -46,25 +46,41 @@ func netlinkSocketMemory() int64 {
 	return 2*limit + 32<<10
 }
 
-// socketNumbers are those of socket(2). (The whole table would take longer to read than all else here.)
+// socketNumbers are those of socket(2), socketcallNumber that of i386's socketcall(2), whose first argument says what it is
+// about. (The whole table would take longer to read than all else here.)
 var socketNumbers = map[specs.Arch]uint32{specs.ArchX86_64: 41, specs.ArchX86: 359, specs.ArchAARCH64: 198, specs.ArchARM: 281}
 
-// netlinkFilter is the program that has init asked for every netlink socket, and lets all other calls pass. It stands beside
-// the profile's, whose refusals come first (seccomp(2): the verdict that takes precedence over all others is taken).
-var netlinkFilter = sync.OnceValues(func() ([]byte, error) {
+const (
+	socketcallNumber = 102
+	socketcallSocket = 1 // SYS_SOCKET of linux/net.h
+)
+
+// socketFilter is the program that has init asked for every netlink socket, and for every socket that i386's socketcall(2) is
+// to make; all other calls it lets pass. It stands beside the profile's, whose refusals come first (seccomp(2): the verdict that takes precedence over all others is taken).
+var socketFilter = sync.OnceValues(func() ([]byte, error) {
 	a := &assembler{}
 	a.add(unix.BPF_LD|unix.BPF_W|unix.BPF_ABS, dataArch)
 	arches := auditArches()
 	for _, name := range slices.Sorted(maps.Keys(arches)) {
 		ask, pass, next := a.label(), a.label(), a.label()
+		other := pass
+		if name == specs.ArchX86 {
+			other = a.label()
+		}
 		a.jump(unix.BPF_JEQ, arches[name].id, 0, next)
 		a.add(unix.BPF_LD|unix.BPF_W|unix.BPF_ABS, dataNumber)
 		if name == specs.ArchX86_64 { // x32's numbers are these and a bit
 			a.add(unix.BPF_ALU|unix.BPF_AND|unix.BPF_K, ^uint32(x32Bit))
 		}
-		a.jump(unix.BPF_JEQ, socketNumbers[name], 0, pass)
+		a.jump(unix.BPF_JEQ, socketNumbers[name], 0, other)
 		a.add(unix.BPF_LD|unix.BPF_W|unix.BPF_ABS, dataArgs) // an int to the kernel, so its lower half alone
 		a.jump(unix.BPF_JEQ, unix.AF_NETLINK, ask, pass)
+		if name == specs.ArchX86 {
+			a.mark(other)
+			a.jump(unix.BPF_JEQ, socketcallNumber, 0, pass)
+			a.add(unix.BPF_LD|unix.BPF_W|unix.BPF_ABS, dataArgs)
+			a.jump(unix.BPF_JEQ, socketcallSocket, ask, pass)
+		}
 		a.mark(ask)
 		a.ret(unix.SECCOMP_RET_USER_NOTIF)
 		a.mark(pass)
@@ -75,13 +91,13 @@ var netlinkFilter = sync.OnceValues(func() ([]byte, error) {
 	return a.assemble()
 })
 
-// superviseNetlink has init make the sockets, where a profile is in force at all. Where SELinux labels processes it does not:
+// superviseSockets has init make the sockets, where a profile is in force at all. Where SELinux labels processes it does not:
 // they could not use a socket of init's.
-func (p *plan) superviseNetlink(s *specs.Spec) (err error) {
+func (p *plan) superviseSockets(s *specs.Spec) (err error) {
 	if s.Linux.Seccomp == nil || s.Process.SelinuxLabel != "" {
 		return nil
 	}
 	p.NetlinkSockets = netlinkSockets(s.Linux.Resources)
-	p.NetlinkFilter, err = netlinkFilter()
+	p.SocketFilter, err = socketFilter()
 	return err
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	goruntime "runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,42 +21,52 @@ import (
 // insideDir is removed at the end of the run.
 var insideDir string
 
-// insideProgram is this test binary without C, so that it runs on a root that holds nothing else.
-var insideProgram = sync.OnceValues(func() (string, error) {
-	if os.Getenv("LEARNOS_VM") != "" { // it is, there
-		return os.Executable()
-	}
-	dir, err := os.MkdirTemp("", "inside-")
-	if err != nil {
-		return "", err
-	}
-	insideDir = dir
-	path := filepath.Join(dir, "inside")
-	build := exec.Command("go", "test", "-c", "-o", path, ".")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("%w: %s", err, out)
-	}
-	return path, os.Chmod(dir, 0o755)
-})
-
-// netlinkBound is what tests get.
-const netlinkBound = 8
-
-// withInside is testSpec with the test binary at /inside, and a limit of memory that allows for netlinkBound sockets at the
-// least.
-func withInside(t *testing.T) *specs.Spec {
+// insideProgram is package insider for an architecture, without C, so that it runs on a root that holds nothing else.
+func insideProgram(t *testing.T, arch string) string {
 	t.Helper()
-	path, err := insideProgram()
-	if err != nil {
-		t.Fatal(err)
+	if os.Getenv("LEARNOS_VM") != "" { // no place to build in
+		if arch != goruntime.GOARCH {
+			t.Skip("the guest can't build programs")
+		}
+		path, err := os.Executable()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return path
 	}
+	if insideDir == "" {
+		dir, err := os.MkdirTemp("", "inside-")
+		if err == nil {
+			insideDir, err = dir, os.Chmod(dir, 0o755)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	path := filepath.Join(insideDir, arch)
+	if _, err := os.Stat(path); err == nil {
+		return path
+	}
+	build := exec.Command("go", "build", "-o", path, "./internal/insider/main")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOARCH="+arch)
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return path
+}
+
+// withInside is testSpec with the test binary at /inside.
+func withInside(t *testing.T) *specs.Spec { return withInsideOf(t, goruntime.GOARCH) }
+
+func withInsideOf(t *testing.T, arch string) *specs.Spec {
+	t.Helper()
+	path := insideProgram(t, arch)
 	spec := testSpec()
 	spec.Mounts = append(spec.Mounts, specs.Mount{Destination: "/inside", Type: "bind", Source: path, Options: []string{"bind", "ro"}})
 	return spec
 }
 
-// inside runs one of insideWays in a container.
+// inside does something in a container (package insider).
 func inside(t *testing.T, c *Container, user string, args ...string) string {
 	t.Helper()
 	out, stderr, st := run(t, c, SessionSpec{Args: append([]string{"/inside"}, args...), User: user, Env: []string{"RUNTIME_TEST_INSIDE=1"}})
@@ -245,6 +256,38 @@ func TestNetlinkElsewhere(t *testing.T) {
 	}
 }
 
+// TestSocketsOf32BitPrograms: a program of i386 that knows no call but socketcall(2) gets the sockets that it would get by
+// socket(2), no others, and as few netlink ones.
+func TestSocketsOf32BitPrograms(t *testing.T) {
+	if goruntime.GOARCH != "amd64" {
+		t.Skip("no machine for programs of i386")
+	}
+	bound := netlinkSockets(nil)
+	for name, change := range map[string]func(*specs.Spec){
+		"default":        func(*specs.Spec) {},
+		"new privileges": func(s *specs.Spec) { s.Process.NoNewPrivileges = false },
+	} {
+		t.Run(name, func(t *testing.T) {
+			spec := withInsideOf(t, "386")
+			change(spec)
+			c := start(t, newRuntime(t), CreateOptions{Spec: spec})
+			for user, owner := range map[string]string{"": "0:0", "user": "1000:1000"} {
+				for way, want := range map[string]string{
+					"look":  "interfaces [lo] owner " + owner + " flags 0,1,0,1 link operation not permitted",
+					"open":  fmt.Sprintf("%d no buffer space available", bound),
+					"talk":  "hello hello",
+					"swap":  "inet",
+					"kinds": "inet <nil>, inet datagram <nil>, inet6 <nil>, unix <nil>, unix packets <nil>, raw operation not permitted, packet operation not permitted, vsock address family not supported by protocol, usersock protocol not supported, nowhere function not implemented",
+				} {
+					if got := inside(t, c, user, way, "1000"); got != want {
+						t.Errorf("user %q, %s:\n%s, want\n%s", user, way, got, want)
+					}
+				}
+			}
+		})
+	}
+}
+
 func TestNetlinkRoom(t *testing.T) {
 	per := netlinkSocketMemory()
 	limit := func(n int64) *specs.LinuxResources {
@@ -263,8 +306,8 @@ func TestNetlinkRoom(t *testing.T) {
 	}
 }
 
-func TestNetlinkFilter(t *testing.T) {
-	program, err := netlinkFilter()
+func TestSocketFilter(t *testing.T) {
+	program, err := socketFilter()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -286,6 +329,16 @@ func TestNetlinkFilter(t *testing.T) {
 		if name == specs.ArchX86_64 {
 			if got := m.judge(t, info.id, nr|x32Bit, unix.AF_NETLINK); got != ask {
 				t.Errorf("x32: %#x", got)
+			}
+		}
+	}
+	if i386, ok := auditArches()[specs.ArchX86]; ok {
+		if got := i386.numbers()["socketcall"]; got != socketcallNumber {
+			t.Errorf("socketcall is %d", got)
+		}
+		for of, want := range map[uint64]verdict{0: pass, socketcallSocket: ask, 2: pass, 8: pass, 1<<32 - 1: pass} {
+			if got := m.judge(t, i386.id, socketcallNumber, of); got != want {
+				t.Errorf("socketcall(%d): %#x", of, got)
 			}
 		}
 	}

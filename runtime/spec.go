@@ -50,9 +50,10 @@ var socketFamilies = []uint64{unix.AF_UNIX, unix.AF_INET, unix.AF_INET6, unix.AF
 // Packet sockets are for who has CAP_NET_RAW. The kernel asks for it, too, but relative to the network namespace: who may
 // make namespaces would have it there. Others get EPERM as from the kernel, which is what tcpdump and nmap explain best.
 //
-// i386's socketcall(2) keeps the family behind a pointer, where no filter can read it, so it makes no sockets at all; what
-// else it does to them stays. musl falls back to socket(2). The glibc of most distributions and Go for 386 do not: their
-// 32-bit programs have no network. Without AppArmor or SELinux, which look at the family itself, there is no third way.
+// i386's socketcall(2) keeps the family behind a pointer, where no filter can read it, and what another thread may change
+// before the kernel does. The glibc of most distributions and Go for 386 know no other call. So init reads it, and makes the
+// socket under this same profile; where there is no init (lrun), socketcall makes none, and such programs have no network.
+// What else it does to sockets stays.
 //
 // io_setup(2) draws on one number for the whole machine (fs.aio-max-nr), whatever it is raised to. MySQL, MariaDB and nginx
 // take ENOSYS for a kernel without it and go on with threads or plain reads; what insists on it (fio's libaio, ScyllaDB)
@@ -64,7 +65,6 @@ func tighten(p *specs.LinuxSeccomp, packets bool) {
 			p.Syscalls[i].Names = slices.DeleteFunc(slices.Clone(call.Names), refused)
 		}
 	}
-	const makeSocket = 1 // SYS_SOCKET of <linux/net.h>
 	invalid, missing, noFamily, noProtocol := uint(unix.EINVAL), uint(unix.ENOSYS), uint(unix.EAFNOSUPPORT), uint(unix.EPROTONOSUPPORT)
 	sockets := []string{"socket", "socketpair"}
 	first := []specs.LinuxSyscall{
@@ -89,8 +89,8 @@ func tighten(p *specs.LinuxSeccomp, packets bool) {
 	}
 	p.Syscalls = slices.Insert(p.Syscalls, 0, append(first,
 		specs.LinuxSyscall{Names: sockets, Action: specs.ActErrno, ErrnoRet: &noFamily},
-		specs.LinuxSyscall{Names: []string{"socketcall"}, Action: specs.ActErrno, ErrnoRet: &missing,
-			Args: []specs.LinuxSeccompArg{{Index: 0, Value: makeSocket, Op: specs.OpEqualTo}}},
+		specs.LinuxSyscall{Names: []string{"socketcall"}, Action: actInit,
+			Args: []specs.LinuxSeccompArg{{Index: 0, Value: socketcallSocket, Op: specs.OpEqualTo}}},
 		specs.LinuxSyscall{Names: []string{"socketcall"}, Action: specs.ActAllow},
 		specs.LinuxSyscall{Names: []string{"io_setup"}, Action: specs.ActErrno, ErrnoRet: &missing},
 	)...)

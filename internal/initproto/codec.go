@@ -219,7 +219,7 @@ func (c *coder) plan(p *Plan) {
 	c.bytes(&p.Seccomp)
 	number(c, &p.SeccompFlags)
 	c.bool(&p.SeccompOnInit)
-	c.bytes(&p.NetlinkFilter)
+	c.bytes(&p.SocketFilter)
 	number(c, &p.NetlinkSockets)
 	option(c, &p.Main, (*coder).session)
 	option(c, &p.Process, (*coder).process)

@@ -214,9 +214,9 @@ type Plan struct {
 	Seccomp       []byte
 	SeccompFlags  uint32
 	SeccompOnInit bool
-	// NetlinkFilter is a second program, beside which init is asked for every netlink socket and makes at most
-	// NetlinkSockets at a time; empty where it is not asked.
-	NetlinkFilter  []byte
+	// SocketFilter is a second program, by which init is asked for every netlink socket, of which it makes at most
+	// NetlinkSockets at a time, and for what the profile calls init's to make; empty where it is not asked.
+	SocketFilter   []byte
 	NetlinkSockets uint32
 	Main           *Session
 	// Process, set instead of Main, is what init itself becomes by exec.

@@ -16,7 +16,7 @@ func fullRequest() *Request {
 			Devices: []Device{{Path: "/dev/x", Host: "/dev/y", Mode: 1, Major: 2, Minor: 3, UID: 4, GID: 5}},
 			Masked:  []string{"/m"}, Readonly: []string{"/r"}, Sysctl: []Pair{{"k", "v"}}, Rlimits: []Rlimit{{1, 2, ^uint64(0)}},
 			Caps: Caps{1, 2, 3, 4, 5}, NoNewPrivs: true, Umask: 0o22, Groups: []uint32{7}, ExecLabelFile: "exec", ExecLabel: "l",
-			Seccomp: []byte{1, 2}, SeccompFlags: 8, SeccompOnInit: true, NetlinkFilter: []byte{3}, NetlinkSockets: 4, Main: &Session{ID: "main"}, LogMax: -1, KeepStdin: true,
+			Seccomp: []byte{1, 2}, SeccompFlags: 8, SeccompOnInit: true, SocketFilter: []byte{3}, NetlinkSockets: 4, Main: &Session{ID: "main"}, LogMax: -1, KeepStdin: true,
 		},
 	}
 }

@@ -1,20 +1,25 @@
-package runtime
+// Package insider is what tests of package runtime run inside a container: the test binary itself, or, for another
+// architecture, the program in main.
+package insider
 
 import (
 	"fmt"
+	"io"
 	"net"
 	"os"
 	goruntime "runtime"
 	"strconv"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// insideWays are what the test binary does when it runs inside a container (inside).
-var insideWays = map[string]func(n int) string{
+// ways are what there is to do, each with a number that says how much, and answering what came of it.
+var ways = map[string]func(n int) string{
 	"open": func(n int) string { return openNetlink(n, func(int) {}) },
 	"dup": func(n int) string {
 		return openNetlink(n, func(fd int) {
@@ -129,6 +134,83 @@ var insideWays = map[string]func(n int) string{
 		}
 		return fmt.Sprint("link ", newLink(fds[0], "lent"))
 	},
+	"talk": func(int) string { // as programs do, by all the calls that this takes
+		said := make(chan string)
+		hear := func(l net.Listener, err error) {
+			if err != nil {
+				said <- err.Error()
+				return
+			}
+			c, err := l.Accept()
+			if err != nil {
+				said <- err.Error()
+				return
+			}
+			b, _ := io.ReadAll(c)
+			said <- string(b)
+		}
+		path := fmt.Sprintf("/tmp/talk-%d", os.Getpid())
+		words := ""
+		for range 2 {
+			os.Remove(path)
+			l, err := net.Listen("unix", path)
+			go hear(l, err)
+			if c, err := net.Dial("unix", path); err == nil {
+				fmt.Fprint(c, "hello")
+				c.Close()
+			}
+			words += " " + <-said
+		}
+		if l, err := net.Listen("tcp", ":0"); err != nil {
+			return err.Error()
+		} else {
+			l.Close()
+		}
+		return words[1:]
+	},
+	"kinds": func(int) string {
+		var all []string
+		for _, k := range []struct {
+			name                   string
+			family, kind, protocol int
+		}{
+			{"inet", unix.AF_INET, unix.SOCK_STREAM, 0}, {"inet datagram", unix.AF_INET, unix.SOCK_DGRAM, 0}, {"inet6", unix.AF_INET6, unix.SOCK_STREAM, 0},
+			{"unix", unix.AF_UNIX, unix.SOCK_STREAM, 0}, {"unix packets", unix.AF_UNIX, unix.SOCK_SEQPACKET, 0},
+			{"raw", unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_ICMP}, {"packet", unix.AF_PACKET, unix.SOCK_RAW, 0x300}, {"vsock", unix.AF_VSOCK, unix.SOCK_STREAM, 0},
+			{"usersock", unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_USERSOCK},
+		} {
+			fd, err := unix.Socket(k.family, k.kind, k.protocol)
+			if err == nil {
+				if domain, _ := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN); domain != k.family {
+					err = fmt.Errorf("is of family %d", domain)
+				}
+				unix.Close(fd)
+			}
+			all = append(all, fmt.Sprint(k.name, " ", err))
+		}
+		_, err := socketcall(nil)
+		return strings.Join(append(all, fmt.Sprint("nowhere ", err)), ", ")
+	},
+	"swap": func(n int) string { // another thread writes another family while the call is under way
+		words := &[3]uint32{unix.AF_INET, unix.SOCK_STREAM, 0}
+		var done atomic.Bool
+		go func() {
+			for !done.Load() {
+				atomic.StoreUint32(&words[0], unix.AF_VSOCK)
+				atomic.StoreUint32(&words[0], unix.AF_INET)
+			}
+		}()
+		defer done.Store(true)
+		for range n {
+			if fd, err := socketcall(unsafe.Pointer(words)); err == nil {
+				if domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN); err != nil || domain != unix.AF_INET {
+					return fmt.Sprint("a socket of family ", domain, " ", err)
+				}
+				unix.Close(fd)
+			}
+		}
+		return "inet"
+	},
 	"elsewhere": func(int) string {
 		goruntime.LockOSThread()
 		made := newLink(-1, "over")
@@ -147,19 +229,29 @@ var insideWays = map[string]func(n int) string{
 	},
 }
 
-func init() {
-	if os.Getenv("RUNTIME_TEST_INSIDE") == "" || len(os.Args) < 2 || insideWays[os.Args[1]] == nil {
-		return
+// Run does what the arguments say, a way and perhaps a number, and says what came of it.
+func Run(args []string) {
+	if len(args) == 0 || ways[args[0]] == nil {
+		fmt.Println("no such way")
+		os.Exit(2)
 	}
 	n := 0
-	if len(os.Args) > 2 {
-		n, _ = strconv.Atoi(os.Args[2])
+	if len(args) > 1 {
+		n, _ = strconv.Atoi(args[1])
 	}
-	fmt.Println(insideWays[os.Args[1]](n))
-	os.Exit(0)
+	fmt.Println(ways[args[0]](n))
 }
 
 var keptOpen sync.Map
+
+// socketcall is i386's way to a socket, of whose programs alone it may be called.
+func socketcall(args unsafe.Pointer) (int, error) {
+	fd, _, errno := unix.Syscall(102, 1, uintptr(args), 0)
+	if errno != 0 {
+		return -1, errno
+	}
+	return int(fd), nil
+}
 
 // openNetlink opens up to n sockets and says how many it got, and the error that ended it.
 func openNetlink(n int, each func(fd int)) string {

@@ -14,7 +14,7 @@ func TestAskerIsWhoTheKernelSays(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(proc)
-	m := &netlinkMaker{proc: proc}
+	m := &socketMaker{proc: proc}
 	header := &unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	data := [2]unix.CapUserData{}
 	if err := unix.Capget(header, &data[0]); err != nil {
@@ -58,7 +58,7 @@ func TestOpenCounts(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(proc)
-	m := &netlinkMaker{proc: proc}
+	m := &socketMaker{proc: proc}
 	if err := m.prepare(); err != nil {
 		t.Fatal(err)
 	}

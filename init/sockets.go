@@ -11,21 +11,25 @@ import (
 	"github.com/learnos/learnos/internal/initproto"
 )
 
-// netlinkMaker makes the netlink sockets of everybody inside, so that there are never more than so many: what lies unread in
-// one is memory of the kernel's that is charged to nobody. A seccomp filter turns socket(AF_NETLINK, …) into a question to us
-// (seccomp_unotify(2)), and the answer is the socket itself, put into the asker's table in the same step. To answer "go on"
-// would be less work, but thousands of threads could be told so before the first of them has its socket.
+// socketMaker makes sockets that programs inside must not make themselves. A seccomp filter turns the call into a question to
+// us (seccomp_unotify(2)), and the answer is the socket itself, put into the asker's table in the same step. To answer "go on"
+// would be less work, but nothing that was looked at is then sure to be so when the kernel looks again.
+//
+// Those are netlink sockets, since what lies unread in one is memory of the kernel's that is charged to nobody: so there are
+// never more than so many, though thousands of threads ask at once. And those that 32-bit programs ask for by
+// socketcall(2), which hides from any filter what they are to be: what we have read can't be changed any more, and we make
+// it under the same profile and with no more capabilities than the asker has.
 //
 // It works on a thread of its own, as handing over waits until the asker gets processor time, which may be long; init's
 // own thread has other duties. The filter is on that one alone, from which all sessions come: here, it would have us ask
 // ourselves.
-type netlinkMaker struct {
+type socketMaker struct {
 	proc     int // procfs
-	bound    int // how many there may be
+	bound    int // how many netlink sockets there may be
 	caps     uint64
 	begin    chan int // carries listener
 	listener int
-	made     int    // an epoll instance that waits for nothing: it is the kernel's list of the sockets that are still open
+	made     int    // an epoll instance that waits for nothing: it is the kernel's list of netlink sockets that are still open
 	list     int    // the text of that list
 	network  uint64 // the number of a file that our network namespace has for itself
 	room     int    // how many may be made before the list must be read again: closing only ever makes it shorter
@@ -42,33 +46,33 @@ type asker struct {
 // nobody has an id that is none.
 var nobody = asker{uid: ^uint32(0)}
 
-// newNetlinkMaker starts the thread, while nobody is inside who could leave none for it.
-func newNetlinkMaker(proc int, p *initproto.Plan) *netlinkMaker {
-	m := &netlinkMaker{
+// newSocketMaker starts the thread, while nobody is inside who could leave none for it.
+func newSocketMaker(proc int, p *initproto.Plan) *socketMaker {
+	m := &socketMaker{
 		proc: proc, bound: int(p.NetlinkSockets), caps: p.Caps.Permitted | initCaps, begin: make(chan int), as: nobody,
 	}
 	go m.run()
 	return m
 }
 
-// superviseNetlink puts our thread under the filter, for all that it starts from now on.
-func (s *server) superviseNetlink(p *initproto.Plan) *fault {
-	if s.netlink == nil {
+// superviseSockets puts our thread under the filter, for all that it starts from now on.
+func (s *server) superviseSockets(p *initproto.Plan) *fault {
+	if s.maker == nil {
 		return nil
 	}
 	fd, _, errno := syscall.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER,
-		unix.SECCOMP_FILTER_FLAG_NEW_LISTENER|unix.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV, uintptr(unsafe.Pointer(sockFprog(p.NetlinkFilter))))
+		unix.SECCOMP_FILTER_FLAG_NEW_LISTENER|unix.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV, uintptr(unsafe.Pointer(sockFprog(p.SocketFilter))))
 	switch errno {
 	case 0:
-		s.netlink.begin <- int(fd)
+		s.maker.begin <- int(fd)
 		return nil
 	case unix.EBUSY:
-		return invalid("netlink sockets: this node is itself under a seccomp supervisor, of which there can be one only")
+		return invalid("sockets: this node is itself under a seccomp supervisor, of which there can be one only")
 	}
-	return failed("netlink sockets: seccomp listener", errno)
+	return failed("sockets: seccomp listener", errno)
 }
 
-func (m *netlinkMaker) run() {
+func (m *socketMaker) run() {
 	runtime.LockOSThread()
 	m.listener = <-m.begin
 	for m.serve() {
@@ -76,8 +80,8 @@ func (m *netlinkMaker) run() {
 	unix.Close(m.listener) // from now on the answer is ENOSYS
 }
 
-// prepare makes what is needed for the first socket; most environments never ask for one.
-func (m *netlinkMaker) prepare() (err error) {
+// prepare makes what is needed for the first answer; most environments never ask.
+func (m *socketMaker) prepare() (err error) {
 	if m.made > 0 {
 		return nil
 	}
@@ -121,13 +125,13 @@ type (
 
 const ioctlAddFD = 0x40182103 // SECCOMP_IOCTL_NOTIF_ADDFD
 
-func (m *netlinkMaker) ioctl(request uintptr, arg unsafe.Pointer) syscall.Errno {
+func (m *socketMaker) ioctl(request uintptr, arg unsafe.Pointer) syscall.Errno {
 	_, _, errno := syscall.Syscall(unix.SYS_IOCTL, uintptr(m.listener), request, uintptr(arg))
 	return errno
 }
 
 // serve answers one question. It returns false when there will be no more.
-func (m *netlinkMaker) serve() bool {
+func (m *socketMaker) serve() bool {
 	n := &notification{}
 	switch errno := m.ioctl(unix.SECCOMP_IOCTL_NOTIF_RECV, unsafe.Pointer(n)); errno {
 	case 0:
@@ -136,32 +140,16 @@ func (m *netlinkMaker) serve() bool {
 	default:
 		return false
 	}
-	if err := m.prepare(); err != nil {
-		m.refuse(n, unix.ENOBUFS)
-		return true
-	}
-	pid := strconv.FormatUint(uint64(n.pid), 10)
-	network, err := m.networkOf(pid)
-	if err != nil {
-		m.refuse(n, unix.EPERM)
-		return true
-	}
-	if network != m.network {
-		// Who may make network namespaces (CAP_SYS_ADMIN, or a profile of his own) counts for himself there.
+	fd, kind, errno := m.answer(n)
+	if errno == goOn {
 		m.ioctl(unix.SECCOMP_IOCTL_NOTIF_SEND, unsafe.Pointer(&response{id: n.id, flags: unix.SECCOMP_USER_NOTIF_FLAG_CONTINUE}))
 		return true
 	}
-	who, err := m.asker(pid)
-	if err != nil {
-		m.refuse(n, unix.EPERM)
-		return true
-	}
-	fd, errno := m.make(who, n.args)
 	if errno != 0 {
 		m.refuse(n, errno)
 		return true
 	}
-	add := &addition{id: n.id, flags: unix.SECCOMP_ADDFD_FLAG_SEND, src: uint32(fd), newFDFlags: uint32(n.args[1]) & unix.SOCK_CLOEXEC}
+	add := &addition{id: n.id, flags: unix.SECCOMP_ADDFD_FLAG_SEND, src: uint32(fd), newFDFlags: uint32(kind) & unix.SOCK_CLOEXEC}
 	for {
 		errno = m.ioctl(ioctlAddFD, unsafe.Pointer(add))
 		if errno != unix.EINTR {
@@ -175,24 +163,85 @@ func (m *netlinkMaker) serve() bool {
 	return true
 }
 
-func (m *netlinkMaker) refuse(n *notification, errno syscall.Errno) {
+func (m *socketMaker) refuse(n *notification, errno syscall.Errno) {
 	m.ioctl(unix.SECCOMP_IOCTL_NOTIF_SEND, unsafe.Pointer(&response{id: n.id, error: -int32(errno)}))
 }
 
-// make opens a socket as the asker would, if there is room for one more.
-func (m *netlinkMaker) make(who asker, args [6]uint64) (int, syscall.Errno) {
-	if m.room <= 0 {
+// goOn is no error: the kernel is to go on with the call itself.
+const goOn = syscall.Errno(0x1000)
+
+// answer makes the socket that a question is about.
+func (m *socketMaker) answer(n *notification) (fd int, kind int, errno syscall.Errno) {
+	hidden := n.arch == unix.AUDIT_ARCH_I386 && n.nr == socketcall386
+	if err := m.prepare(); err != nil {
+		return -1, 0, unix.ENOBUFS
+	}
+	pid := strconv.FormatUint(uint64(n.pid), 10)
+	network, err := m.networkOf(pid)
+	switch {
+	case err != nil:
+		return -1, 0, unix.EPERM
+	case network != m.network && hidden:
+		return -1, 0, unix.ENOSYS
+	case network != m.network: // who may make network namespaces (CAP_SYS_ADMIN, a profile of his own) counts for himself there
+		return -1, 0, goOn
+	}
+	who, err := m.asker(pid)
+	if err != nil {
+		return -1, 0, unix.EPERM
+	}
+	if errno := m.become(who); errno != 0 {
+		return -1, 0, errno
+	}
+	w := wish{int(int32(n.args[0])), int(int32(n.args[1])), int(int32(n.args[2]))}
+	if hidden {
+		if w, err = m.hidden(pid, int64(uint32(n.args[1]))); err != nil {
+			return -1, 0, unix.ENOSYS // as if there were no such call
+		}
+	}
+	fd, errno = m.make(w)
+	return fd, w.kind, errno
+}
+
+// wish is what socket(2) is called with.
+type wish struct{ family, kind, protocol int }
+
+// socketcall386 is the number of socketcall(2), which has a pointer to the arguments proper.
+const socketcall386 = 102
+
+// hidden reads what a 32-bit thread wants at an address. The thread is in the middle of its call, but others may write
+// there: what counts is what we read. We are who it is (become), so its memory is open to us unless it is closed to itself.
+func (m *socketMaker) hidden(pid string, at int64) (w wish, err error) {
+	fd, err := m.file(pid+"/mem", unix.O_RDONLY)
+	if err != nil {
+		return w, err
+	}
+	defer unix.Close(fd)
+	var b [12]byte
+	n, err := unix.Pread(fd, b[:], at)
+	if err == nil && n < len(b) {
+		err = unix.EFAULT
+	}
+	word := func(i int) int {
+		return int(int32(uint32(b[i]) | uint32(b[i+1])<<8 | uint32(b[i+2])<<16 | uint32(b[i+3])<<24))
+	}
+	return wish{word(0), word(4), word(8)}, err
+}
+
+// make opens a socket; a netlink one if there is room for one more.
+func (m *socketMaker) make(w wish) (int, syscall.Errno) {
+	counts := w.family == unix.AF_NETLINK
+	if counts && m.room <= 0 {
 		open, err := m.open()
 		if m.room = m.bound - open; err != nil || m.room <= 0 {
+			m.room = 0
 			return -1, unix.ENOBUFS // as socket(2) has it: until sufficient resources are freed
 		}
 	}
-	if errno := m.become(who); errno != 0 {
-		return -1, errno
-	}
-	fd, _, errno := syscall.RawSyscall(unix.SYS_SOCKET, unix.AF_NETLINK, uintptr(uint32(args[1]))|unix.SOCK_CLOEXEC, uintptr(uint32(args[2])))
-	if errno != 0 {
-		return -1, errno
+	// As unsigned ints, above which the profile looks for bits that are set.
+	fd, _, errno := syscall.RawSyscall(unix.SYS_SOCKET, uintptr(uint32(w.family)), uintptr(uint32(w.kind))|unix.SOCK_CLOEXEC, uintptr(uint32(w.protocol)))
+	if errno != 0 || !counts {
+		return int(fd), errno
 	}
 	// Whatever keeps it open (descriptors anywhere, messages with it on their way) keeps it on this list.
 	if err := unix.EpollCtl(m.made, unix.EPOLL_CTL_ADD, int(fd), &unix.EpollEvent{Events: unix.EPOLLET}); err != nil {
@@ -204,7 +253,7 @@ func (m *netlinkMaker) make(who asker, args [6]uint64) (int, syscall.Errno) {
 }
 
 // become gives this thread the owner and the effective capabilities of the asker, as far as we have them.
-func (m *netlinkMaker) become(who asker) syscall.Errno {
+func (m *socketMaker) become(who asker) syscall.Errno {
 	if who == m.as {
 		return 0
 	}
@@ -229,7 +278,7 @@ func setEffective(effective, permitted uint64) syscall.Errno {
 }
 
 // open counts the sockets that are open.
-func (m *netlinkMaker) open() (int, error) {
+func (m *socketMaker) open() (int, error) {
 	var buf [4096]byte
 	n, at := 0, int64(0)
 	line := 0 // how many bytes of this line have fit
@@ -262,7 +311,7 @@ func (m *netlinkMaker) open() (int, error) {
 }
 
 // networkOf tells network namespaces apart. /proc/PID/ns is closed to us, but files below /proc/PID/net are other ones in each.
-func (m *netlinkMaker) networkOf(pid string) (uint64, error) {
+func (m *socketMaker) networkOf(pid string) (uint64, error) {
 	fd, err := m.file(pid+"/net/netlink", unix.O_PATH)
 	if err != nil {
 		return 0, err
@@ -274,12 +323,12 @@ func (m *netlinkMaker) networkOf(pid string) (uint64, error) {
 }
 
 // file opens a file of procfs, and nothing that somebody who may has mounted over it.
-func (m *netlinkMaker) file(path string, flags uint64) (int, error) {
+func (m *socketMaker) file(path string, flags uint64) (int, error) {
 	return resolve(m.proc, path, flags, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_XDEV|unix.RESOLVE_NO_SYMLINKS)
 }
 
 // asker reads who a thread is. It is in the middle of a system call and stays what it is as long as its question stands.
-func (m *netlinkMaker) asker(pid string) (who asker, err error) {
+func (m *socketMaker) asker(pid string) (who asker, err error) {
 	fd, err := m.file(pid+"/status", unix.O_RDONLY)
 	if err != nil {
 		return who, err
