@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -33,7 +34,11 @@ func TestAnEnvironmentsLife(t *testing.T) {
 	if e := next(t, ws, func(event) bool { return true }); e.Type != "hello" || e.Environments == nil || len(e.Environments) != 0 || e.Resync {
 		t.Fatal(e)
 	}
-	e := ada.post("/api/v1/environments", obj{"image": "busybox", "name": "box"}).want(202).json()
+	made := ada.post("/api/v1/environments", obj{"image": "busybox", "name": "box"}).want(202)
+	if timing := made.header.Get("Server-Timing"); !regexp.MustCompile(`^auth;dur=\S+, row;dur=\S+, queue;dur=\S+, view;dur=\S+, total;dur=\S+$`).MatchString(timing) {
+		t.Errorf("Server-Timing %q", timing)
+	}
+	e := made.json()
 	id := e["id"].(string)
 	if e["name"] != "box" || e["owner"] != "ada" || e["idleTimeoutSeconds"] != 1800.0 || e["deadline"] == nil {
 		t.Fatal(e)

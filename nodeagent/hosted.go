@@ -21,6 +21,7 @@ type hosted struct {
 	d        *daemon
 	id       string
 	promised Limits        // memory and disk of it are kept free for the environment
+	queued   time.Duration // from when it was asked for, by the gateway's clock, until this node claimed it
 	made     chan struct{} // closed when its create has ended, well or not
 	gone     chan struct{} // closed when the daemon has forgotten it
 

@@ -149,6 +149,9 @@ func (d *daemon) begin(ctx context.Context, c *queue.Claim) {
 	default:
 		h := &hosted{d: d, id: j.EnvID, promised: limitsOf(j.Spec.Limits), lastSeen: time.Now(),
 			sessions: map[string]*session{}, made: make(chan struct{}), gone: make(chan struct{})}
+		if at := j.EnqueuedAt; !at.IsZero() {
+			h.queued = max(0, time.Since(at))
+		}
 		var cctx context.Context
 		cctx, h.cancel = context.WithCancel(ctx)
 		d.mu.Lock()
@@ -272,7 +275,7 @@ func (d *daemon) create(ctx context.Context, h *hosted, spec *queue.EnvSpec, tol
 	pulled := time.Since(pullBegan)
 	told.begins(ctx, queue.EnvStatus{ID: h.id, State: queue.StateCreating, Deadline: spec.Deadline})
 	return d.node.Create(ctx, CreateOptions{
-		ID: h.id, Timings: map[string]int64{"image": pulled.Microseconds()}, Image: img, NoMain: true, Owner: OwnerPlatform, Hostname: hostnameFor(spec),
+		ID: h.id, Timings: map[string]int64{"queue": h.queued.Microseconds(), "image": pulled.Microseconds()}, Image: img, NoMain: true, Owner: OwnerPlatform, Hostname: hostnameFor(spec),
 		Limits: limitsOf(spec.Limits), CapAdd: spec.CapAdd, Platform: &PlatformRecord{Shell: spec.Command, Deadline: spec.Deadline, IdleTimeout: spec.IdleTimeout},
 	})
 }

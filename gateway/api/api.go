@@ -22,6 +22,7 @@ import (
 	"github.com/learnos/learnos/gateway/fleet"
 	"github.com/learnos/learnos/gateway/openapi"
 	"github.com/learnos/learnos/gateway/problem"
+	"github.com/learnos/learnos/gateway/stopwatch"
 	"github.com/learnos/learnos/gateway/store"
 )
 
@@ -158,9 +159,14 @@ func (a *API) routes() {
 // maxBody is how much of a request is read, in bytes.
 const maxBody = 64 << 10
 
+const watchKey = "learnos.watch"
+
 // observe logs requests, and turns a panic into an answer.
 func (a *API) observe(c *gin.Context) {
 	start := a.now()
+	ctx, watch := stopwatch.With(c.Request.Context())
+	c.Request = c.Request.WithContext(ctx)
+	c.Set(watchKey, watch)
 	defer func() {
 		if cause := recover(); cause != nil {
 			if cause == http.ErrAbortHandler {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/learnos/learnos/gateway/fleet"
 	"github.com/learnos/learnos/gateway/problem"
+	"github.com/learnos/learnos/gateway/stopwatch"
 	"github.com/learnos/learnos/gateway/store"
 	"github.com/learnos/learnos/internal/reason"
 	"github.com/learnos/learnos/internal/tunnel"
@@ -46,8 +47,13 @@ func (a *API) environment(c *gin.Context, admins bool) (store.Environment, error
 	return e, nil
 }
 
+// show answers with an environment, and with what the time went into.
 func (a *API) show(c *gin.Context, status int, e store.Environment) {
-	c.JSON(status, a.Fleet.View(c.Request.Context(), e))
+	stop := stopwatch.Start(c.Request.Context(), "view")
+	view := a.Fleet.View(c.Request.Context(), e)
+	stop()
+	c.Header("Server-Timing", c.MustGet(watchKey).(*stopwatch.Watch).String())
+	c.JSON(status, view)
 }
 
 func (a *API) listEnvironments(c *gin.Context) error {

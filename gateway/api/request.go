@@ -16,6 +16,7 @@ import (
 
 	"github.com/learnos/learnos/gateway/auth"
 	"github.com/learnos/learnos/gateway/problem"
+	"github.com/learnos/learnos/gateway/stopwatch"
 	"github.com/learnos/learnos/gateway/store"
 )
 
@@ -73,6 +74,7 @@ func unauthenticated(code, message, hint string) *problem.Problem {
 
 // authenticate finds out who asks: by bearer token, else by cookie.
 func (a *API) authenticate(c *gin.Context) error {
+	defer stopwatch.Start(c.Request.Context(), "auth")()
 	token, bearer := strings.CutPrefix(c.GetHeader("Authorization"), "Bearer ")
 	if !bearer {
 		cookie, err := c.Request.Cookie(accessCookie)

@@ -17,6 +17,7 @@ import (
 
 	"github.com/learnos/learnos/gateway/auth"
 	"github.com/learnos/learnos/gateway/problem"
+	"github.com/learnos/learnos/gateway/stopwatch"
 	"github.com/learnos/learnos/gateway/store"
 	"github.com/learnos/learnos/internal/queue"
 	"github.com/learnos/learnos/internal/reason"
@@ -172,7 +173,9 @@ func (f *Fleet) Create(ctx context.Context, u store.User, image store.Image, nam
 		e.Name = defaultName(image.Name, e.ID)
 	}
 	f.start(&e, now)
+	stop := stopwatch.Start(ctx, "row")
 	err := f.Store.CreateEnvironment(ctx, &e, f.Allowance(u))
+	stop()
 	if errors.Is(err, store.ErrAllowance) {
 		return e, f.allowanceProblem(u)
 	}
@@ -221,6 +224,7 @@ func (f *Fleet) start(e *store.Environment, now time.Time) {
 // accepted tries to enqueue at once. The row is the promise: should this not succeed, the outbox loop keeps it.
 func (f *Fleet) accepted(ctx context.Context, e store.Environment) store.Environment {
 	f.Changed(e.UserID, e.ID)
+	defer stopwatch.Start(ctx, "queue")()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), etcdIn)
 	defer cancel()
 	queued, err := f.enqueue(ctx, e, e.Try > 0)
@@ -314,6 +318,7 @@ func (f *Fleet) enqueue(ctx context.Context, e store.Environment, note bool) (st
 // stopping until its node is done. With force the row is given up when the node is away; anyway (for admins) also
 // when it is not.
 func (f *Fleet) Delete(ctx context.Context, id string, force, anyway bool) (store.Environment, error) {
+	stop := stopwatch.Start(ctx, "row")
 	e, changed, err := f.Store.ChangeEnvironment(ctx, id, f.now(), func(e *store.Environment) (bool, string, error) {
 		if e.State == queue.StateDeleted || e.DeleteAskedAt != 0 {
 			return false, "", nil
@@ -326,6 +331,7 @@ func (f *Fleet) Delete(ctx context.Context, id string, force, anyway bool) (stor
 		e.State, e.Stage, e.Percent, e.Reason = queue.StateStopping, "", 0, ""
 		return true, reason.Say(reason.AskedFor), nil
 	})
+	stop()
 	if err != nil {
 		return e, err
 	}
@@ -334,11 +340,13 @@ func (f *Fleet) Delete(ctx context.Context, id string, force, anyway bool) (stor
 	}
 	ctx = context.WithoutCancel(ctx)
 	if f.Healthy() { // else the outbox loop does it when etcd is back
+		stop := stopwatch.Start(ctx, "queue")
 		asking, cancel := context.WithTimeout(ctx, etcdIn)
 		if err := f.settle(asking, e); err != nil {
 			f.Log.Warn("finish deleting later", "environment", id, "error", err)
 		}
 		cancel()
+		stop()
 	}
 	if e, err = f.Store.Environment(ctx, id); err != nil {
 		return e, err
