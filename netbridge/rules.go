@@ -28,8 +28,9 @@ var closedRanges = []string{
 // neverRanges stay closed whatever is allowed: link-local (cloud metadata), multicast, reserved, broadcast.
 var neverRanges = []string{"169.254.0.0/16", "224.0.0.0/3"}
 
-// maxFlows is how many connections one environment may have tracked at once; beyond it new ones are refused, so
-// that no environment can fill the host's connection table. nft's count is exact but walks the source's
+// maxFlows is how many connections one environment may have tracked at once, to the outside and to the host together, and
+// as many again that came in by its published ports; beyond it new ones are refused, so that no environment can fill the
+// host's connection table, neither by itself nor with somebody's help. nft's count is exact but walks the source's
 // connections for every new one, which bounds the figure from above.
 const maxFlows = 4096
 
@@ -79,7 +80,7 @@ func newRules(cfg Config, subnet netip.Prefix, networks []netip.Prefix) (*rules,
 		Resolvers          []netip.Addr
 		Subnet             netip.Prefix
 		Layout             int // raise it when load changes what it writes
-	}{cfg.Name, cfg.BlockPrivate, cfg.Allow, prefixes(closedRanges), networks, cfg.Resolvers, subnet, 1})
+	}{cfg.Name, cfg.BlockPrivate, cfg.Allow, prefixes(closedRanges), networks, cfg.Resolvers, subnet, 2})
 	if err != nil {
 		panic(err) // plain data
 	}
@@ -321,6 +322,7 @@ func (r *rules) ipRules(c *nftables.Conn) error {
 	forward := base("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter)
 	from := c.AddChain(&nftables.Chain{Name: "from-environment", Table: r.ip})
 	to := c.AddChain(&nftables.Chain{Name: "to-environment", Table: r.ip})
+	counted := c.AddChain(&nftables.Chain{Name: "counted", Table: r.ip})
 
 	resolvers := &nftables.Set{Table: r.ip, Name: "resolvers", KeyType: nftables.TypeIPAddr}
 	var servers []nftables.SetElement
@@ -345,8 +347,11 @@ func (r *rules) ipRules(c *nftables.Conn) error {
 		}
 	}
 	flows := &nftables.Set{Table: r.ip, Name: "flows", KeyType: nftables.TypeIPAddr, Dynamic: true, Size: 65535}
-	if err := c.AddSet(flows, nil); err != nil {
-		return err
+	visits := &nftables.Set{Table: r.ip, Name: "visits", KeyType: nftables.TypeIPAddr, Dynamic: true, Size: 65535}
+	for _, s := range []*nftables.Set{flows, visits} {
+		if err := c.AddSet(s, nil); err != nil {
+			return err
+		}
 	}
 	rule := r.adder(c, r.ip)
 	bridgeIn, bridgeOut := ifName(expr.MetaKeyIIFNAME, expr.CmpOpEq, r.cfg.Name), ifName(expr.MetaKeyOIFNAME, expr.CmpOpEq, r.cfg.Name)
@@ -366,10 +371,10 @@ func (r *rules) ipRules(c *nftables.Conn) error {
 	rule(input, ifName(expr.MetaKeyIIFNAME, expr.CmpOpNeq, r.cfg.Name), accept)
 	rule(input, ctState(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accept)
 	for _, proto := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
-		rule(input, loadDestination, member(resolvers), service(proto, 53), accept)
+		rule(input, loadDestination, member(resolvers), service(proto, 53), goTo(counted))
 	}
 	rule(input, loadDestination, equal(r.subnet.Addr().Next().AsSlice()), loadProto(1), equal([]byte{unix.IPPROTO_ICMP}),
-		load(expr.PayloadBaseTransportHeader, 0, 1, 1), equal([]byte{8}), perSecond(1000), accept)
+		load(expr.PayloadBaseTransportHeader, 0, 1, 1), equal([]byte{8}), perSecond(1000), goTo(counted))
 	rule(input, reject)
 
 	rule(forward, bridgeIn, jump(from))
@@ -379,9 +384,7 @@ func (r *rules) ipRules(c *nftables.Conn) error {
 	rule(from, ctState(expr.CtStateBitINVALID), drop)
 	rule(from, bridgeOut, reject) // another environment
 	rule(from, loadDestination, member(never), reject)
-	rule(from, load(expr.PayloadBaseNetworkHeader, 12, 4, 1),
-		exprs{&expr.Dynset{SrcRegKey: 1, SetName: flows.Name, SetID: flows.ID, Operation: unix.NFT_DYNSET_OP_ADD,
-			Exprs: []expr.Any{&expr.Connlimit{Count: maxFlows, Flags: expr.NFT_CONNLIMIT_F_INV}}}}, reject)
+	rule(from, loadSource, tooMany(flows), reject)
 	for _, proto := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
 		rule(from, loadDestination, member(resolvers), service(proto, 53), accept)
 	}
@@ -390,8 +393,12 @@ func (r *rules) ipRules(c *nftables.Conn) error {
 
 	rule(to, ifName(expr.MetaKeyOIFNAME, expr.CmpOpNeq, r.cfg.Name), accept)
 	rule(to, ctState(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accept)
+	rule(to, ctPublished, loadDestination, tooMany(visits), drop)
 	rule(to, ctPublished, accept)
 	rule(to, drop) // routed here past the published ports
+
+	rule(counted, loadSource, tooMany(flows), reject)
+	rule(counted, accept)
 	return nil
 }
 
@@ -417,6 +424,7 @@ var (
 	reject     = exprs{&expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: 13}} // administratively prohibited, RFC 1812
 	masquerade = exprs{&expr.Masq{}}
 
+	loadSource      = load(expr.PayloadBaseNetworkHeader, 12, 4, 1)
 	loadDestination = load(expr.PayloadBaseNetworkHeader, 16, 4, 1)
 
 	localDestination = exprs{&expr.Fib{Register: 1, ResultADDRTYPE: true, FlagDADDR: true}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)}}
@@ -431,6 +439,12 @@ func jump(to *nftables.Chain) exprs {
 
 func goTo(to *nftables.Chain) exprs {
 	return exprs{&expr.Verdict{Kind: expr.VerdictGoto, Chain: to.Name}}
+}
+
+// tooMany counts the connection for the address that was loaded, and holds where it is one more than may be.
+func tooMany(set *nftables.Set) exprs {
+	return exprs{&expr.Dynset{SrcRegKey: 1, SetName: set.Name, SetID: set.ID, Operation: unix.NFT_DYNSET_OP_ADD,
+		Exprs: []expr.Any{&expr.Connlimit{Count: maxFlows, Flags: expr.NFT_CONNLIMIT_F_INV}}}}
 }
 
 func bit(mask uint32) expr.Any {

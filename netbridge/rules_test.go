@@ -151,6 +151,47 @@ func TestConnectionsAreLimited(t *testing.T) {
 	}
 }
 
+// Nor by asking the host, where the host is the resolver, nor with the help of somebody outside who visits its published
+// ports; and whoever does that does not keep the environment from going out.
+func TestConnectionsToHostAndInwardsAreLimited(t *testing.T) {
+	cfg := testConfig(t)
+	cfg.Resolvers = []netip.Addr{netip.MustParseAddr(hostAddress)}
+	b := openBridge(t, cfg)
+	serve(t, outside, "tcp4", publicAddress+":80", "web")
+	serve(t, nil, "udp4", hostAddress+":53", "dns")
+	flood := func(ns *os.File, to string) {
+		err := in(ns, func() error {
+			for range 2 * maxFlows {
+				c, err := net.Dial("udp4", to) // each from a port of its own
+				if err != nil {
+					return err
+				}
+				_, _ = c.Write([]byte("?")) // may be refused
+				c.Close()
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	limited := func(a *Attachment) {
+		t.Helper()
+		if n := flowsOf(t, a.IP); n > maxFlows+16 || n < maxFlows/2 {
+			t.Errorf("%d connections are tracked, want %d", n, maxFlows)
+		}
+	}
+	a, ns := attach(t, b, "env-a", AttachOptions{})
+	flood(ns, hostAddress+":53")
+	limited(a)
+	visited, other := attach(t, b, "env-b", AttachOptions{Ports: []Port{{HostPort: 5353, Port: 53, Proto: "udp"}}})
+	serve(t, other, "udp4", ":53", "mine")
+	mustAnswer(t, outside, "udp4", hostAddress+":5353", "mine")
+	flood(outside, hostAddress+":5353")
+	limited(visited)
+	mustAnswer(t, other, "tcp4", publicAddress+":80", "web")
+}
+
 // capture collects frames a link delivers to the stack of its namespace.
 type capture struct {
 	mu     sync.Mutex
