@@ -23,7 +23,7 @@ setup: ## install what building and running need (apt), and say what
 
 init: ## build PID 1 of an environment, which package runtime embeds, and the busybox image's ping, which rootfs does
 	@mkdir -p runtime/embedded rootfs/embedded
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o runtime/embedded/init ./init
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS) -E main.entry' -o runtime/embedded/init ./init
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o rootfs/embedded/ping ./rootfs/internal/ping
 
 web/panel/node_modules: web/panel/package-lock.json

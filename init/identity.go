@@ -114,12 +114,3 @@ func cwdOf(x *initproto.Process) string {
 	}
 	return x.Cwd
 }
-
-// homeOf is a user's home by the container's /etc/passwd.
-func homeOf(uid uint32) string {
-	line := findLine(readInside("/etc/passwd"), func(f [][]byte) bool { return numberIs(f, 2, uid) }, 7)
-	if line == nil || len(line[5]) == 0 || line[5][0] != '/' {
-		return "/"
-	}
-	return string(line[5])
-}

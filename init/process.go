@@ -9,6 +9,7 @@ import (
 
 	"github.com/learnos/learnos/internal/hook"
 	"github.com/learnos/learnos/internal/initproto"
+	"github.com/learnos/learnos/internal/initproto/lookup"
 	"github.com/learnos/learnos/internal/initproto/rawfork"
 )
 
@@ -413,10 +414,10 @@ func executable(x *initproto.Process) ([]string, *fault) {
 		return x.Args, nil
 	}
 	env := x.Env
-	if _, there := variable(env, "PATH"); !there {
-		env = append([]string{"PATH=" + usualPath}, env...)
+	if _, there := lookup.Variable(env, "PATH"); !there {
+		env = append([]string{"PATH=" + lookup.UsualPath}, env...)
 	}
-	paths := candidates(x.Args[0], env)
+	paths := lookup.Candidates(x.Args[0], env)
 	found := error(unix.ENOENT)
 	for _, path := range paths {
 		full := path
@@ -500,8 +501,8 @@ func (s *server) become(p *initproto.Plan, paths []string, slave int) *fault {
 		}
 	}
 	env := append([]string(nil), x.Env...)
-	if _, there := variable(env, "HOME"); !there {
-		env = append(env, "HOME="+homeOf(x.UID))
+	if _, there := lookup.Variable(env, "HOME"); !there {
+		env = append(env, "HOME="+lookup.Home(readInside("/etc/passwd"), x.UID))
 	}
 	if x.ListenPID {
 		env = append(env, "LISTEN_PID="+strconv.Itoa(unix.Getpid()))

@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/learnos/learnos/internal/initproto"
+	"github.com/learnos/learnos/internal/initproto/lookup"
 	"github.com/learnos/learnos/internal/initproto/rawfork"
 )
 
@@ -330,7 +331,7 @@ func (s *server) program(spec *initproto.Session, id identity, stdio []int, cwd 
 	}
 	env := s.environment(spec, id)
 	argv, envp := p.Strings(spec.Args), p.Strings(env)
-	for _, path := range candidates(spec.Args[0], env) {
+	for _, path := range lookup.Candidates(spec.Args[0], env) {
 		p.Add("exec", rawfork.Exec, unix.SYS_EXECVE, p.String(path), argv, envp)
 	}
 	return p
@@ -343,52 +344,19 @@ func (s *server) addSeccomp(p *rawfork.Program) {
 		uintptr(s.plan.SeccompFlags), uintptr(unsafe.Pointer(prog)))
 }
 
-const usualPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
 // environment adds what a program may expect to the variables it was given.
 func (s *server) environment(spec *initproto.Session, id identity) []string {
 	env := append([]string(nil), spec.Env...)
-	if _, there := variable(env, "PATH"); !there {
-		env = append(env, "PATH="+usualPath)
+	if _, there := lookup.Variable(env, "PATH"); !there {
+		env = append(env, "PATH="+lookup.UsualPath)
 	}
-	if _, there := variable(env, "HOME"); !there {
+	if _, there := lookup.Variable(env, "HOME"); !there {
 		env = append(env, "HOME="+id.home)
 	}
-	if _, there := variable(env, "TERM"); !there && spec.TTY {
+	if _, there := lookup.Variable(env, "TERM"); !there && spec.TTY {
 		env = append(env, "TERM=xterm-256color")
 	}
 	return env
-}
-
-func variable(env []string, name string) (string, bool) {
-	for _, v := range env {
-		if len(v) > len(name) && v[len(name)] == '=' && v[:len(name)] == name {
-			return v[len(name)+1:], true
-		}
-	}
-	return "", false
-}
-
-// maxCandidates bounds how many directories of PATH are searched.
-const maxCandidates = 128
-
-// candidates lists the paths to try for a command, in order.
-func candidates(command string, env []string) (paths []string) {
-	for i := range len(command) {
-		if command[i] == '/' {
-			return []string{command}
-		}
-	}
-	path, _ := variable(env, "PATH")
-	for _, dir := range split([]byte(path), ':') {
-		if len(dir) == 0 {
-			dir = []byte(".")
-		}
-		if paths = append(paths, string(dir)+"/"+command); len(paths) == maxCandidates {
-			break
-		}
-	}
-	return paths
 }
 
 func validID(id string) bool {

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/learnos/learnos/internal/initproto"
+	"github.com/learnos/learnos/internal/initproto/lookup"
 )
 
 // socketMaker makes sockets that programs inside must not make themselves. A seccomp filter turns the call into a question to
@@ -345,11 +346,11 @@ func (m *socketMaker) asker(pid string) (who asker, err error) {
 // parseAsker reads /proc/PID/status: "Uid:" and "Gid:" with real, effective, saved and file system id, "CapEff:" in hex.
 func parseAsker(status []byte) (who asker, err error) {
 	found := 0
-	for _, line := range split(status, '\n') {
-		fields := split(line, '\t')
+	for _, line := range lookup.Split(status, '\n') {
+		fields := lookup.Split(line, '\t')
 		switch {
 		case len(fields) == 5 && (string(fields[0]) == "Uid:" || string(fields[0]) == "Gid:"):
-			id, ok := parseID(string(fields[4]))
+			id, ok := lookup.ParseID(string(fields[4]))
 			if !ok {
 				return asker{}, unix.EINVAL
 			}

@@ -4,6 +4,8 @@ import (
 	"errors"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/learnos/learnos/internal/initproto/lookup"
 )
 
 // identity is who a session runs as.
@@ -47,21 +49,21 @@ func resolveUser(user string, passwd, group []byte) (identity, error) {
 	switch {
 	case user == "":
 		who = "root"
-		if line := findLine(passwd, func(f [][]byte) bool { return numberIs(f, 2, 0) }, 7); line != nil {
+		if line := lookup.FindLine(passwd, func(f [][]byte) bool { return lookup.NumberIs(f, 2, 0) }, 7); line != nil {
 			id.home = string(line[5])
 		}
-	case isNumber(name):
-		n, ok := parseID(name)
+	case lookup.IsNumber(name):
+		n, ok := lookup.ParseID(name)
 		if !ok {
 			return id, errors.New("user " + strconvQuote(user) + ": the uid is out of range")
 		}
 		id.uid = n
-		line := findLine(passwd, func(f [][]byte) bool { return numberIs(f, 2, n) }, 7)
+		line := lookup.FindLine(passwd, func(f [][]byte) bool { return lookup.NumberIs(f, 2, n) }, 7)
 		who = ""
 		if line != nil {
 			who = string(line[0])
 			id.home = string(line[5])
-			if gid, ok := parseID(string(line[3])); ok {
+			if gid, ok := lookup.ParseID(string(line[3])); ok {
 				id.gid = gid
 			}
 		}
@@ -69,12 +71,12 @@ func resolveUser(user string, passwd, group []byte) (identity, error) {
 		if !isName(name) {
 			return id, errors.New("user " + strconvQuote(user) + " is neither a number nor a name")
 		}
-		line := findLine(passwd, func(f [][]byte) bool { return string(f[0]) == name }, 7)
+		line := lookup.FindLine(passwd, func(f [][]byte) bool { return string(f[0]) == name }, 7)
 		if line == nil {
 			return id, errors.New("user " + strconvQuote(name) + " is not in the environment's /etc/passwd")
 		}
-		uid, ok1 := parseID(string(line[2]))
-		gid, ok2 := parseID(string(line[3]))
+		uid, ok1 := lookup.ParseID(string(line[2]))
+		gid, ok2 := lookup.ParseID(string(line[3]))
 		if !ok1 || !ok2 {
 			return id, errors.New("user " + strconvQuote(name) + " has a malformed line in the environment's /etc/passwd")
 		}
@@ -96,8 +98,8 @@ func resolveUser(user string, passwd, group []byte) (identity, error) {
 }
 
 func resolveGroup(user, name string, group []byte) (uint32, error) {
-	if isNumber(name) {
-		n, ok := parseID(name)
+	if lookup.IsNumber(name) {
+		n, ok := lookup.ParseID(name)
 		if !ok {
 			return 0, errors.New("user " + strconvQuote(user) + ": the gid is out of range")
 		}
@@ -106,11 +108,11 @@ func resolveGroup(user, name string, group []byte) (uint32, error) {
 	if !isName(name) {
 		return 0, errors.New("user " + strconvQuote(user) + ": the group is neither a number nor a name")
 	}
-	line := findLine(group, func(f [][]byte) bool { return string(f[0]) == name }, 4)
+	line := lookup.FindLine(group, func(f [][]byte) bool { return string(f[0]) == name }, 4)
 	if line == nil {
 		return 0, errors.New("group " + strconvQuote(name) + " is not in the environment's /etc/group")
 	}
-	gid, ok := parseID(string(line[2]))
+	gid, ok := lookup.ParseID(string(line[2]))
 	if !ok {
 		return 0, errors.New("group " + strconvQuote(name) + " has a malformed line in the environment's /etc/group")
 	}
@@ -122,12 +124,12 @@ const maxGroups = 64
 
 // memberships lists the groups that name somebody as a member.
 func memberships(name string, primary uint32, group []byte) (gids []uint32) {
-	findLine(group, func(f [][]byte) bool {
-		gid, ok := parseID(string(f[2]))
+	lookup.FindLine(group, func(f [][]byte) bool {
+		gid, ok := lookup.ParseID(string(f[2]))
 		if !ok || gid == primary || len(gids) == maxGroups {
 			return false
 		}
-		for _, member := range split(f[3], ',') {
+		for _, member := range lookup.Split(f[3], ',') {
 			if string(member) == name {
 				gids = append(gids, gid)
 				break
@@ -136,58 +138,6 @@ func memberships(name string, primary uint32, group []byte) (gids []uint32) {
 		return false
 	}, 4)
 	return gids
-}
-
-// findLine returns the first line of exactly n fields that fits.
-func findLine(file []byte, fits func([][]byte) bool, n int) [][]byte {
-	for len(file) > 0 {
-		end := 0
-		for end < len(file) && file[end] != '\n' {
-			end++
-		}
-		if fields := split(file[:end], ':'); len(fields) == n && len(fields[0]) > 0 && fits(fields) {
-			return fields
-		}
-		file = file[min(end+1, len(file)):]
-	}
-	return nil
-}
-
-func split(b []byte, sep byte) (parts [][]byte) {
-	start := 0
-	for i := range b {
-		if b[i] == sep {
-			parts = append(parts, b[start:i])
-			start = i + 1
-		}
-	}
-	return append(parts, b[start:])
-}
-
-func numberIs(fields [][]byte, i int, want uint32) bool {
-	n, ok := parseID(string(fields[i]))
-	return ok && n == want
-}
-
-func isNumber(s string) bool {
-	for i := 0; i < len(s); i++ {
-		if s[i] < '0' || s[i] > '9' {
-			return false
-		}
-	}
-	return s != ""
-}
-
-// parseID reads a uid or gid: digits only, and neither -1 nor above, which mean "leave as it is" to the kernel.
-func parseID(s string) (uint32, bool) {
-	if !isNumber(s) || len(s) > 10 {
-		return 0, false
-	}
-	var n uint64
-	for i := 0; i < len(s); i++ {
-		n = n*10 + uint64(s[i]-'0')
-	}
-	return uint32(n), n < 1<<32-1
 }
 
 // isName accepts what a passwd file may hold as a name: no separators, no control characters, no leading sign.

@@ -3,6 +3,8 @@ package main
 import (
 	"strings"
 	"testing"
+
+	"github.com/learnos/learnos/internal/initproto/lookup"
 )
 
 const (
@@ -73,10 +75,10 @@ func TestParent(t *testing.T) {
 }
 
 func TestCandidates(t *testing.T) {
-	if got := candidates("x", []string{"PATH=/a:/b::c"}); strings.Join(got, " ") != "/a/x /b/x ./x c/x" {
+	if got := lookup.Candidates("x", []string{"PATH=/a:/b::c"}); strings.Join(got, " ") != "/a/x /b/x ./x c/x" {
 		t.Errorf("%q", got)
 	}
-	if got := candidates("./x", []string{"PATH=/a"}); len(got) != 1 || got[0] != "./x" {
+	if got := lookup.Candidates("./x", []string{"PATH=/a"}); len(got) != 1 || got[0] != "./x" {
 		t.Errorf("%q", got)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	goruntime "runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -240,7 +241,7 @@ type birth struct {
 	// For an init that becomes the user's process: it keeps our standard descriptors and this many after them.
 	becomes  bool
 	preserve int
-	enters   bool // it enters the v1 cgroups by itself, before anything else
+	enters   bool // it joins a container, whose v1 cgroups it enters by itself, before anything else
 }
 
 func (b *birth) close() { closeFiles(b.files) }
@@ -332,7 +333,7 @@ func (b *birth) steps() *rawfork.Program {
 	}
 	if len(b.ns.join) > 0 {
 		// A process can neither move itself into a process namespace nor join some and make others in one go.
-		p.Add("fork", rawfork.Fork, unix.SYS_CLONE, b.cloneFlags()|unix.CLONE_PARENT|uintptr(unix.SIGCHLD), 0, 0, 0, 0)
+		p.Add("fork", rawfork.Fork, unix.SYS_CLONE, b.cloneFlags()|b.sharing()|unix.CLONE_PARENT|uintptr(unix.SIGCHLD), 0, 0, 0, 0)
 		p.Add("parent death signal", rawfork.Must, unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
 		for _, i := range clocks {
 			p.Add("join namespace "+b.ns.join[i].path, rawfork.Must, unix.SYS_SETNS, fdOf(b.joins[i]), unix.CLONE_NEWTIME)
@@ -367,6 +368,29 @@ func (b *birth) steps() *rawfork.Program {
 		p.Add("parent", rawfork.Alive, unix.SYS_RECVFROM, fdOf(b.sync[1]), one, 1, unix.MSG_DONTWAIT, 0, 0)
 	}
 	p.Add("signals", rawfork.Must, unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, p.Bytes(make([]byte, 8)), 0, 8)
+	if b.waitsForMore() { // what follows is known only later
+		p.Add("go-ahead", rawfork.More, unix.SYS_READ, fdOf(b.sync[1]), one, 1)
+		return p
+	}
+	b.executeInit(p)
+	return p
+}
+
+// sharing is CLONE_VM when the child's child may stay in our memory, which spares a copy of our page tables. A time namespace
+// is only joined by who shares its memory with none. And the mark above would be our own as well: that only lasts, until the
+// exec, where nobody wipes it for the sake of us (restoreDumpable).
+func (b *birth) sharing() uintptr {
+	if !b.becomes || slices.ContainsFunc(b.ns.join, func(j join) bool { return j.flag == unix.CLONE_NEWTIME }) {
+		return 0
+	}
+	return unix.CLONE_VM
+}
+
+// waitsForMore says that a process which joins a container is told later what to do there: see goOn.
+func (b *birth) waitsForMore() bool { return b.enters && (len(b.ns.join) == 0 || b.sharing() != 0) }
+
+// executeInit adds the last steps, whose result is init.
+func (b *birth) executeInit(p *rawfork.Program) {
 	for fd := range uintptr(3) {
 		if b.becomes {
 			break
@@ -398,7 +422,6 @@ func (b *birth) steps() *rawfork.Program {
 	// the start; init's own undoes it for itself, and so for what it starts or becomes.
 	p.Add("timer slack", rawfork.Try, unix.SYS_PRCTL, unix.PR_SET_TIMERSLACK, uintptr(time.Millisecond), 0, 0, 0)
 	p.Add("exec", rawfork.Must, unix.SYS_EXECVEAT, fdOf(b.image), p.String(""), p.Strings([]string{"init"}), p.Strings(env), unix.AT_EMPTY_PATH)
-	return p
 }
 
 // dropBounding takes from the bounding set what sessions must not have, and promises no new privileges. Here it costs a

@@ -83,6 +83,8 @@ type OCIProcess struct {
 	process  *rawfork.Process // until we know of init's exec
 	spec     *specs.Spec      // whose OOM score it gets after that
 	entering bool             // init has been sent to its cgroups, and has not answered
+	joining  *birth           // of a process that joins, until it has been told what to go on with
+	root     *os.File         // of the container that it joins
 }
 
 // allowedDevices may always be used: config-linux, "Default Devices", and making any node at all.

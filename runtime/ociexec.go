@@ -55,20 +55,35 @@ func (m *OCI) Join(o OCIJoin) (p *OCIProcess, err error) {
 	spec := &specs.Spec{Process: &specs.Process{}, Linux: &specs.Linux{}}
 	b := &birth{o: &CreateOptions{Spec: spec, group: group}, ns: ns, plan: plan, group: group, image: image, becomes: true,
 		preserve: o.Preserve, enters: true}
-	defer b.close()
+	defer func() {
+		if err != nil {
+			b.close()
+		}
+	}()
 	conn, err := b.connect()
 	if err != nil {
 		return nil, err
 	}
+	root, err := b.own(openRoot(o.PID))
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	b.null = b.ownNull(root)
 	// Its namespaces are open now; were the number another's by then, its start time would tell.
 	if start, err := startTime(o.PID); err != nil || start != o.Start {
 		conn.Close()
 		return nil, ErrNotRunning
 	}
-	p = &OCIProcess{conn: conn, plan: plan, group: group, Group: o.Group, machine: m, ns: ns, preserve: o.Preserve}
+	p = &OCIProcess{conn: conn, plan: plan, group: group, Group: o.Group, machine: m, ns: ns, preserve: o.Preserve,
+		joining: b, root: root}
 	if err := b.beget(p); err != nil {
 		conn.Close()
 		return nil, err
+	}
+	if !b.waitsForMore() {
+		p.joining = nil
+		b.close()
 	}
 	return p, nil
 }

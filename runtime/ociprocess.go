@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/learnos/learnos/internal/initproto"
+	"github.com/learnos/learnos/internal/initproto/rawfork"
 )
 
 // executed returns how init's exec went, once.
@@ -47,6 +48,14 @@ func (p *OCIProcess) Setup() (terminal *os.File, err error) {
 		}
 	}
 	p.plan.FDs = uint16(len(fds))
+	if p.joining != nil {
+		if p.straight() {
+			return nil, p.goStraight()
+		}
+		if err := p.goOn(func(b *birth, more *rawfork.Program) { b.executeInit(more) }); err != nil {
+			return nil, err
+		}
+	}
 	if p.spec.Process.OOMScoreAdj != nil {
 		if err := p.executed(); err != nil {
 			return nil, err
@@ -194,6 +203,9 @@ func (p *OCIProcess) reap() error {
 
 // Close lets go of the process, which stays.
 func (p *OCIProcess) Close() {
+	if p.joining != nil {
+		p.joining.close()
+	}
 	p.conn.Close()
 }
 

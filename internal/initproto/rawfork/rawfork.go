@@ -36,7 +36,7 @@ const (
 	// Alive is a read from a non-blocking pipe that must find it empty but open: its writer, the parent, still lives.
 	Alive
 	// Fork is a clone(2) with CLONE_PARENT: the caller reports the new process's id to the parent and ends, the new
-	// process goes on with the next step.
+	// process goes on with the next step, in memory of its own or, with CLONE_VM, still in the parent's. There is one at most.
 	Fork
 	// More is a Byte after which the child goes on with the program given to Process.More, which must not be missing then.
 	More
@@ -153,7 +153,8 @@ type child struct {
 	more   []Step // what follows a More step; written before the byte it waits for
 	errors int
 	pidfd  int32
-	cwd    *[unix.PathMax]byte
+	first  int     // step to begin with: what a Fork with CLONE_VM goes on with
+	stack  uintptr // top of what that then runs on
 	clone  cloneArgs
 	action [4]uint64 // struct sigaction: SIG_DFL
 	report report
@@ -185,16 +186,16 @@ func Start(p *Program, flags uintptr, cgroup int) (*Process, error) {
 	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
 		return nil, err
 	}
-	stack, err := unix.Mmap(-1, 0, stackSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	stack, err := unix.Mmap(-1, 0, 2*stackSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
 		unix.Close(pipe[0])
 		unix.Close(pipe[1])
 		return nil, err
 	}
-	c := &child{steps: p.steps, errors: pipe[1], cwd: &p.cwd}
+	const room = 256 // above a child's first frame
+	c := &child{steps: p.steps, errors: pipe[1], stack: uintptr(unsafe.Pointer(&stack[0])) + 2*stackSize - room}
 	proc := &Process{Errors: pipe[0], program: p, child: c, stack: stack}
 	flags |= unix.CLONE_VM | unix.CLONE_PIDFD
-	const room = 256 // above the child's first frame
 	top := uintptr(unsafe.Pointer(&stack[0])) + stackSize - room
 	trap, a1, a2, a3 := uintptr(unix.SYS_CLONE), flags|uintptr(unix.SIGCHLD), top, uintptr(unsafe.Pointer(&c.pidfd))
 	if cgroup >= 0 {
@@ -359,7 +360,7 @@ func run(c *child) {
 		syscall.RawSyscall6(unix.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&c.action)), 0, 8, 0, 0)
 	}
 	var errno, missing syscall.Errno
-	steps, passed, i := c.steps, 0, 0
+	steps, passed, i := c.steps, 0, c.first
 	for ; i < len(steps); i++ {
 		s := &steps[i]
 		a := s.Args
@@ -370,6 +371,13 @@ func run(c *child) {
 		}
 		var res uintptr
 		for tries := 0; ; tries++ {
+			if s.Op == Fork && a[0]&unix.CLONE_VM != 0 { // the child begins anew, on the other half of the stack
+				c.first = i + 1
+				f := run
+				pid, e := cloneVM(unix.SYS_CLONE, a[0], c.stack, 0, **(**uintptr)(unsafe.Pointer(&f)), c)
+				res, errno = pid, syscall.Errno(e)
+				break
+			}
 			res, _, errno = syscall.RawSyscall6(s.Trap, a[0], a[1], a[2], a[3], a[4], a[5])
 			if errno == unix.EAGAIN && s.Trap == unix.SYS_OPENAT2 && tries < 64 { // somebody renamed something meanwhile
 				continue
@@ -415,7 +423,7 @@ func run(c *child) {
 				errno = unix.ECANCELED
 			}
 		case inside:
-			if errno == 0 && c.cwd[0] != '/' {
+			if errno == 0 && **(**byte)(unsafe.Pointer(&a[0])) != '/' {
 				errno = unix.EXDEV
 			}
 		case Fork:

@@ -82,32 +82,35 @@ func TestMissingCommand(t *testing.T) {
 	}
 }
 
-// TestForkStep joins the network namespace of another process and makes a process namespace on top.
+// TestForkStep joins the network namespace of another process and makes a process namespace on top, in a copy of our memory
+// and in our own.
 func TestForkStep(t *testing.T) {
 	ns, err := os.Open("/proc/self/ns/net")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer ns.Close()
-	var p Program
-	p.Add("join", Must, unix.SYS_SETNS, ns.Fd(), unix.CLONE_NEWNET)
-	p.Add("fork", Fork, unix.SYS_CLONE, unix.CLONE_NEWPID|unix.CLONE_PARENT|uintptr(unix.SIGCHLD), 0, 0, 0, 0)
-	p.Add("exec", Exec, unix.SYS_EXECVE, p.String("/bin/busybox"), p.Strings([]string{"sh", "-c", "exit $$"}), p.Strings(nil))
-	proc, err := Start(&p, 0, -1)
-	if err != nil {
-		t.Fatal(err)
+	for _, sharing := range []uintptr{0, unix.CLONE_VM} {
+		var p Program
+		p.Add("join", Must, unix.SYS_SETNS, ns.Fd(), unix.CLONE_NEWNET)
+		p.Add("fork", Fork, unix.SYS_CLONE, unix.CLONE_NEWPID|sharing|unix.CLONE_PARENT|uintptr(unix.SIGCHLD), 0, 0, 0, 0)
+		p.Add("exec", Exec, unix.SYS_EXECVE, p.String("/bin/busybox"), p.Strings([]string{"sh", "-c", "exit $$"}), p.Strings(nil))
+		proc, err := Start(&p, 0, -1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := proc.Forked(); err != nil {
+			t.Fatal(err)
+		}
+		if err := proc.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		var st unix.WaitStatus
+		if _, err := unix.Wait4(proc.PID, &st, 0, nil); err != nil || st.ExitStatus() != 1 {
+			t.Errorf("exit status %d (it is PID 1 inside), %v", st.ExitStatus(), err)
+		}
+		unix.Close(proc.PIDFD)
 	}
-	if err := proc.Forked(); err != nil {
-		t.Fatal(err)
-	}
-	if err := proc.Wait(); err != nil {
-		t.Fatal(err)
-	}
-	var st unix.WaitStatus
-	if _, err := unix.Wait4(proc.PID, &st, 0, nil); err != nil || st.ExitStatus() != 1 {
-		t.Errorf("exit status %d (it is PID 1 inside), %v", st.ExitStatus(), err)
-	}
-	unix.Close(proc.PIDFD)
 }
 
 // TestUnderLoad forks from many goroutines while others allocate and collect: the children share this memory.
