@@ -68,7 +68,7 @@ func TestCapabilitiesAskedFor(t *testing.T) {
 func TestSparesHaveTheirCapabilities(t *testing.T) {
 	n, err := Open(newRoot(t), Options{})
 	check(t, err)
-	p := startPool(t, n, 2)
+	p := startPool(t, n, 3) // two for the kind that is asked for twice, one for the other
 	plain := CreateOptions{Image: busybox(t, n), NoMain: true, Owner: OwnerPlatform, Limits: Limits{PIDs: 64}}
 	packets := plain
 	packets.CapAdd = []string{"NET_RAW"}

@@ -36,7 +36,7 @@ func (d *daemon) hasRoom(j queue.Job) bool {
 		return true
 	}
 	if ration, _ := j.Spec.Limits.Lacking(d.lacks); ration != "" {
-		return !d.others.give(d, j.Spec.Limits) // where nobody can, it fails here, with the reason
+		return j.Node == d.name || !d.others.give(d, j.Spec.Limits) // where nobody else can, it fails here, with the reason
 	}
 	d.mu.Lock()
 	count := len(d.envs)

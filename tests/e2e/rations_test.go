@@ -151,6 +151,14 @@ func TestRationsFromTheForm(t *testing.T) {
 	}
 	term.Close()
 
+	usual := running(t, ctx, c, "busybox")
+	term, _ = shell(t, ctx, c, usual.ID)
+	says(t, ctx, term, `echo $((0x$(sed -n 's/^CapEff:.//p' /proc/self/status) >> 13 & 1))raw`, "0raw")
+	term.Close()
+	if err := c.Delete(ctx, usual.ID); err != nil {
+		t.Fatal(err)
+	}
+
 	// A ration that this kernel may not have.
 	image := fmt.Sprintf("/images/%d", id)
 	if err := admin.Do(ctx, http.MethodPatch, image, map[string]any{"memoryHighBytes": 32 << 20}, nil); err != nil {
