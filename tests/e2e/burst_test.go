@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -159,5 +162,109 @@ func history(t *testing.T, ctx context.Context, c *platform.Client, e platform.E
 	}
 	if len(list) == 0 || list[0].State != "queued" || list[len(list)-1].State != e.State {
 		t.Errorf("history of %s, which is %s: %s", e.ID, e.State, fmt.Sprint(list))
+	}
+}
+
+// A node that is full serves those who wait in their order, as soon as one goes, and meanwhile they are told where they stand.
+func TestAFullNodeServesTheLine(t *testing.T) {
+	p, ctx := start(t, platform.Options{Env: map[string]string{"LEARNOS_GATEWAY_MAXENVIRONMENTS": "50", "LEARNOS_NODE_MAXENVIRONMENTS": "2"}})
+	c, _, _ := person(t, ctx, p)
+	inside := []*platform.Environment{running(t, ctx, c, "busybox"), running(t, ctx, c, "busybox")}
+	var line []*platform.Environment
+	for range 3 {
+		e, err := c.Create(ctx, "busybox")
+		if err != nil {
+			t.Fatal(err)
+		}
+		line = append(line, e)
+	}
+	for len(line) > 0 {
+		for i, e := range line {
+			var told struct {
+				State, Reason string
+				QueuePosition *int
+			}
+			for { // what is told of the node is a moment old
+				if err := c.Do(ctx, "GET", "/environments/"+e.ID, nil, &told); err != nil {
+					t.Fatal(err)
+				}
+				if told.State != "queued" || told.QueuePosition == nil || *told.QueuePosition != i {
+					t.Fatalf("number %d in the line is told %+v", i, told)
+				}
+				if strings.Contains(told.Reason, "as many environments as it may") {
+					break
+				}
+				if ctx.Err() != nil {
+					t.Fatalf("number %d in the line is told %+v", i, told)
+				}
+				time.Sleep(20 * time.Millisecond)
+			}
+		}
+		if err := c.Delete(ctx, inside[0].ID); err != nil {
+			t.Fatal(err)
+		}
+		soon, cancel := context.WithTimeout(ctx, 20*time.Second) // the backstop behind every wake looks every 30
+		next, err := c.WaitState(soon, line[0].ID, "running")
+		cancel()
+		if err != nil {
+			t.Fatal("the first in the line did not come in: ", err)
+		}
+		inside, line = append(inside[1:], next), line[1:]
+	}
+}
+
+// Creates of an image whose registry has stalled wait for it by themselves: those of images that are there go on, and the
+// people who wait see that it is being pulled.
+func TestAColdImageHoldsUpNobody(t *testing.T) {
+	stalled := make(chan struct{})
+	var asked atomic.Int32
+	registry := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.URL.Path, "/manifests/") {
+			asked.Add(1)
+			select {
+			case <-stalled:
+			case <-r.Context().Done():
+			}
+			http.NotFound(w, r)
+		}
+	}))
+	defer registry.Close()
+	p, ctx := start(t, platform.Options{Env: map[string]string{"LEARNOS_GATEWAY_MAXENVIRONMENTS": "50"}})
+	c := adminOf(t, p)
+	image := map[string]any{"name": "stalled", "title": "Stalled", "source": strings.TrimPrefix(registry.URL, "http://") + "/stalled:1", "insecure": true}
+	if err := c.Do(ctx, http.MethodPost, "/images", image, nil); err != nil {
+		t.Fatal(err)
+	}
+	running(t, ctx, c, "busybox") // builds it
+
+	var cold []*platform.Environment
+	for range 8 {
+		e, err := c.Create(ctx, "stalled")
+		if err != nil {
+			t.Fatal(err)
+		}
+		cold = append(cold, e)
+	}
+	for _, e := range cold {
+		if _, err := c.WaitState(ctx, e.ID, "pulling"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 8 {
+		running(t, ctx, c, "busybox")
+	}
+	for _, e := range cold {
+		if now, err := c.Environment(ctx, e.ID); err != nil || now.State != "pulling" {
+			t.Fatalf("%+v, %v", now, err)
+		}
+	}
+	close(stalled)
+	for _, e := range cold {
+		if _, err := c.WaitState(ctx, e.ID, "running"); err == nil || !strings.Contains(err.Error(), "failed") {
+			t.Errorf("an image that does not exist: %v", err)
+		}
+	}
+	if n := asked.Load(); n > 8 {
+		t.Errorf("the registry was asked %d times for one image", n)
 	}
 }
