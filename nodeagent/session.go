@@ -502,7 +502,7 @@ func copyOut(ctx context.Context, src *os.File, exited <-chan struct{}, ready fu
 		if err := ready(ctx); err != nil {
 			return err
 		}
-		n, err := src.Read(buf)
+		n, err := runtime.ReadTerminal(src, buf)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			if ctx.Err() != nil {
 				return ctx.Err()

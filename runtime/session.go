@@ -214,9 +214,20 @@ func (s *Session) PID() int { return s.info.PID }
 // Info is what init said when the session was started or attached to.
 func (s *Session) Info() SessionInfo { return s.info }
 
-// PTY is the master side of its terminal, in non-blocking mode (deadlines work); nil without one. Reading gives EIO once
-// the session and all its children have gone.
+// PTY is the master side of its terminal, in non-blocking mode (deadlines work); nil without one. Read it by ReadTerminal,
+// which gives EIO once the session and all its children have gone.
 func (s *Session) PTY() *os.File { return s.pty }
+
+// ReadTerminal reads from a terminal's master. The kernel looks for output and then whether the other side is closed: when
+// the last is written and the terminal closed in between, it says EIO before it gives that out (Linux, n_tty_read; seen in
+// one of fifty sessions on a busy machine, which lost their last lines so). Only a second EIO is the end.
+func ReadTerminal(master *os.File, b []byte) (int, error) {
+	n, err := master.Read(b)
+	if errors.Is(err, unix.EIO) {
+		n, err = master.Read(b)
+	}
+	return n, err
+}
 
 // Stdin is our end of its standard input; nil with a TTY. Closing it does not give the session end of file: CloseStdin does.
 func (s *Session) Stdin() *os.File { return s.stdin }

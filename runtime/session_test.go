@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/creack/pty"
 	"golang.org/x/sys/unix"
 )
 
@@ -20,7 +21,7 @@ func readUntil(t testing.TB, pty *os.File, want string) string {
 	var got bytes.Buffer
 	buf := make([]byte, 4096)
 	for !strings.Contains(got.String(), want) {
-		n, err := pty.Read(buf)
+		n, err := ReadTerminal(pty, buf)
 		got.Write(buf[:n])
 		if err != nil {
 			t.Fatalf("terminal: %v; want %q, got %q", err, want, got.String())
@@ -219,5 +220,28 @@ func TestSessionSignals(t *testing.T) {
 	// The status is kept, and the id with it.
 	if again, err := c.Attach(ctx, "s"); err != nil || !again.Info().Exited || again.Info().Status != st {
 		t.Errorf("%+v %v", again, err)
+	}
+}
+
+// What is written to a terminal just before it is closed is read.
+func TestTerminalsLastWords(t *testing.T) {
+	for i := range 500 {
+		master, slave, err := pty.Open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			slave.WriteString("last words")
+			slave.Close()
+		}()
+		var b [64]byte
+		n, err := ReadTerminal(master, b[:])
+		if err != nil || string(b[:n]) != "last words" {
+			t.Fatalf("%d: %q, %v", i, b[:n], err)
+		}
+		if n, err := ReadTerminal(master, b[:]); !errors.Is(err, syscall.EIO) {
+			t.Fatalf("%d: after the end: %q, %v", i, b[:n], err)
+		}
+		master.Close()
 	}
 }

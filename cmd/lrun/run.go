@@ -167,7 +167,7 @@ func openConsole(master *os.File) *console {
 func pump(to, from *os.File) {
 	buf := make([]byte, 32<<10)
 	for {
-		n, err := from.Read(buf)
+		n, err := runtime.ReadTerminal(from, buf)
 		if n > 0 {
 			if _, err := to.Write(buf[:n]); err != nil {
 				return
