@@ -76,6 +76,7 @@ func TestSparesHaveTheirCapabilities(t *testing.T) {
 		e, err := n.Create(t.Context(), o)
 		check(t, err)
 		defer func() { check(t, e.Delete(t.Context())) }()
+		output(t, e, "ping -qc1 -W5 127.0.0.1")
 		return e.Record().Prepared != "", strings.Contains(output(t, e, "grep CapBnd /proc/self/status"), "25fb")
 	}
 	if warm, has := raw(plain); warm || has {
