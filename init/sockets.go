@@ -34,6 +34,7 @@ type socketMaker struct {
 	list     int    // the text of that list
 	network  uint64 // the number of a file that our network namespace has for itself
 	room     int    // how many may be made before the list must be read again: closing only ever makes it shorter
+	read     int64  // when it was last read, in monotonic milliseconds
 	as       asker  // whose identity the thread has taken on
 }
 
@@ -232,12 +233,8 @@ func (m *socketMaker) hidden(pid string, at int64) (w wish, err error) {
 // make opens a socket; a netlink one if there is room for one more.
 func (m *socketMaker) make(w wish) (int, syscall.Errno) {
 	counts := w.family == unix.AF_NETLINK
-	if counts && m.room <= 0 {
-		open, err := m.open()
-		if m.room = m.bound - open; err != nil || m.room <= 0 {
-			m.room = 0
-			return -1, unix.ENOBUFS // as socket(2) has it: until sufficient resources are freed
-		}
+	if counts && m.room <= 0 && !m.makeRoom() {
+		return -1, unix.ENOBUFS // as socket(2) has it: until sufficient resources are freed
 	}
 	// As unsigned ints, above which the profile looks for bits that are set.
 	fd, _, errno := syscall.RawSyscall(unix.SYS_SOCKET, uintptr(uint32(w.family)), uintptr(uint32(w.kind))|unix.SOCK_CLOEXEC, uintptr(uint32(w.protocol)))
@@ -251,6 +248,24 @@ func (m *socketMaker) make(w wish) (int, syscall.Errno) {
 	}
 	m.room--
 	return int(fd), 0
+}
+
+// makeRoom finds out how many netlink sockets have been closed. What lay in them is not free before the kernel's next grace
+// period (RCU): who fills and closes all of them within a second waits for that, else hundreds of MiB would be on their
+// way at a time.
+func (m *socketMaker) makeRoom() bool {
+	open, err := m.open()
+	if err != nil || open >= m.bound {
+		return false
+	}
+	if milliseconds()-m.read < 1000 {
+		const global = 1                                                                   // MEMBARRIER_CMD_GLOBAL: synchronize_rcu()
+		if _, _, errno := syscall.Syscall(unix.SYS_MEMBARRIER, global, 0, 0); errno != 0 { // nohz_full, or a profile without it
+			unix.Nanosleep(&unix.Timespec{Nsec: 50e6}, nil)
+		}
+	}
+	m.room, m.read = m.bound-open, milliseconds()
+	return true
 }
 
 // become gives this thread the owner and the effective capabilities of the asker, as far as we have them.
