@@ -108,7 +108,8 @@ func TestRationsFromTheForm(t *testing.T) {
 			script(fmt.Sprintf(`localStorage.setItem('learnos.lang', %q), true`, lang)),
 			chromedp.EmulateViewport(360, 780),
 			chromedp.Navigate(p.WebURL+"/"),
-			chromedp.WaitVisible(testid("image-card-slow")))
+			chromedp.WaitVisible(testid("image-card-slow")),
+			script(`document.querySelector('[data-testid="image-card-slow"]').scrollIntoView({ block: 'center' }), true`))
 		keep(t, tab, "phone-"+lang)
 		text, err := chromedp.Run(tab, chromedp.Evaluate[string](`document.querySelector('[data-testid="image-card-slow"]').innerText`))
 		if err != nil {
@@ -141,8 +142,21 @@ func TestRationsFromTheForm(t *testing.T) {
 	}
 
 	// What the environment gets.
-	c, _, _ := person(t, ctx, p)
+	c := admin // who is a person, too, and the one in the browser
 	env := running(t, ctx, c, "slow")
+	run(t, tab, "see it in the list of environments on a phone",
+		script(`localStorage.setItem('learnos.lang', 'en'), true`),
+		chromedp.Navigate(p.WebURL+"/environments"),
+		chromedp.WaitVisible(testid("env-rations-"+env.ID)),
+		script(`document.documentElement.scrollWidth <= 360`),
+		script(fmt.Sprintf(`document.querySelector('[data-testid="env-rations-%s"]').innerText.includes('disk ↓ 4 MiB/s ↑ 512 KiB/s')`, env.ID)))
+	keep(t, tab, "phone-environments")
+	run(t, tab, "open the form on a phone",
+		chromedp.Navigate(p.WebURL+"/admin/images"),
+		chromedp.Click(testid("image-add")),
+		chromedp.WaitVisible(testid("image-form")),
+		script(`document.querySelector('[data-testid="image-raw"]').scrollIntoView({ block: 'end' }), document.documentElement.scrollWidth <= 360`))
+	keep(t, tab, "phone-form")
 	reached(t, p, env.ID, want)
 	term, _ := shell(t, ctx, c, env.ID)
 	says(t, ctx, term, `echo $((0x$(sed -n 's/^CapEff:.//p' /proc/self/status) >> 13 & 1))raw`, "1raw")

@@ -14,6 +14,7 @@ import (
 func TestDiskRates(t *testing.T) {
 	const mb = 1 << 20
 	e := create(t, nodeagent.Limits{IO: nodeagent.IORates{ReadBytes: 4 * mb, WriteBytes: 2 * mb}})
+	image := create(t, nodeagent.Limits{DiskBytes: 64 * mb, IO: nodeagent.IORates{ReadBytes: 4 * mb, WriteBytes: 2 * mb}})
 	slow := create(t, nodeagent.Limits{IO: nodeagent.IORates{Reads: 50, Writes: 40}})
 	for _, c := range []struct {
 		ration string
@@ -27,9 +28,12 @@ func TestDiskRates(t *testing.T) {
 	}{
 		{"bytes written (--io-write-bps)", e, 2 * mb, mb, "MiB/s", 16, mb / 4, `dd if=/dev/zero of=/file oflag=direct`},
 		{"bytes read (--io-read-bps)", e, 4 * mb, mb, "MiB/s", 16, mb / 4, `dd if=/file of=/dev/null iflag=direct`},
+		{"bytes written, with a disk limit", image, 2 * mb, mb, "MiB/s", 16, mb / 4, `dd if=/dev/zero of=/file oflag=direct`},
+		{"bytes read, with a disk limit", image, 4 * mb, mb, "MiB/s", 16, mb / 4, `dd if=/file of=/dev/null iflag=direct`},
 		{"writes (--io-write-iops)", slow, 40, 1, "/s", 80, 4096, `dd if=/dev/zero of=/file oflag=direct conv=notrunc`},
 		{"reads (--io-read-iops)", slow, 50, 1, "/s", 80, 4096, `dd if=/file of=/dev/null iflag=direct`},
 		{"bytes written through the page cache", e, 2 * mb, mb, "MiB/s", 16, mb / 4, `dd if=/dev/zero of=/cached conv=fsync`},
+		{"bytes written through the page cache, with a disk limit", image, 2 * mb, mb, "MiB/s", 16, mb / 4, `dd if=/dev/zero of=/cached conv=fsync`},
 	} {
 		t.Run(c.ration, func(t *testing.T) {
 			cached := strings.Contains(c.ration, "cache")
