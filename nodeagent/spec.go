@@ -88,6 +88,13 @@ func setResources(l *specs.Linux, lim Limits) {
 		shares := max(2, uint64(lim.CPUs*1024))
 		l.Resources.CPU.Period, l.Resources.CPU.Quota, l.Resources.CPU.Shares = &period, &quota, &shares
 	}
+	// What the operator has reserved is not for environments: nobody can ask for it. Where it can't be kept from them doctor
+	// says so.
+	if sizes, unlimited := runtime.HugePages(); unlimited == nil {
+		for _, size := range sizes {
+			l.Resources.HugepageLimits = append(l.Resources.HugepageLimits, specs.LinuxHugepageLimit{Pagesize: size})
+		}
+	}
 	if lim.PIDs > 0 {
 		l.Resources.Pids = &specs.LinuxPids{Limit: &lim.PIDs}
 	}

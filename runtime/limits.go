@@ -42,8 +42,7 @@ func (g *cgroup) apply(r *specs.LinuxResources, wholeOOM bool) error {
 	l.pids(r.Pids)
 	l.blkio(r.BlockIO)
 	for _, h := range r.HugepageLimits {
-		v := strconv.FormatUint(h.Limit, 10)
-		l.set("huge page limit "+h.Pagesize, "hugetlb", "hugetlb."+h.Pagesize+".limit_in_bytes", "hugetlb."+h.Pagesize+".max", v, v)
+		l.hugePages(h.Pagesize, strconv.FormatUint(h.Limit, 10))
 	}
 	for device, x := range r.Rdma {
 		v := device
@@ -68,6 +67,22 @@ func (g *cgroup) apply(r *specs.LinuxResources, wholeOOM bool) error {
 	}
 	l.devices(r.Devices)
 	return errors.Join(l.errs...)
+}
+
+// hugePages limits those in use, and those that are only mapped: they are then nobody else's either (from Linux 5.7).
+func (l *limits) hugePages(size, v string) {
+	prefix := "hugetlb." + size
+	if !l.set("huge page limit "+size, "hugetlb", prefix+".limit_in_bytes", prefix+".max", v, v) {
+		return
+	}
+	dir, v2, _ := l.g.controller("hugetlb")
+	file := prefix + ".rsvd.limit_in_bytes"
+	if v2 {
+		file = prefix + ".rsvd.max"
+	}
+	if _, err := os.Stat(filepath.Join(dir, file)); err == nil {
+		l.set("limit of mapped huge pages "+size, "hugetlb", file, file, v, v)
+	}
 }
 
 func (l *limits) pids(p *specs.LinuxPids) {

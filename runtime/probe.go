@@ -239,7 +239,6 @@ func probeCgroups() (checks []Check) {
 		{"pids", "a fork bomb can't be stopped"},
 		{"blkio", "disk traffic is neither limited nor counted"},
 		{"cpuset", "environments can't be tied to processors"},
-		{"hugetlb", "huge pages can't be limited"},
 		{"freezer", "environments can't be paused"},
 		{"devices", "device nodes are guarded by the user namespace alone"},
 	} {
@@ -255,6 +254,15 @@ func probeCgroups() (checks []Check) {
 		}
 		checks = append(checks, check("cgroup "+c.name, ok, detail, c.consequence))
 	}
+	sizes, unlimited := HugePages()
+	detail = "none are reserved"
+	switch {
+	case unlimited != nil:
+		detail = unlimited.Error()
+	case len(sizes) > 0:
+		detail = strings.Join(sizes, ", ") + ": kept from environments"
+	}
+	checks = append(checks, check("huge pages", unlimited == nil, detail, "environments can take those that are reserved on this machine"))
 	for _, c := range []struct {
 		name, consequence string
 		err               error

@@ -2,10 +2,14 @@ package probe
 
 import (
 	"context"
+	"os"
+	"os/exec"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/learnos/learnos/runtime"
 )
 
 // TestProbeSocketMemory: what hangs on sockets and is charged to no cgroup still ends with who takes it. Each way asks for
@@ -41,5 +45,36 @@ func TestProbeSocketMemory(t *testing.T) {
 			}
 			hole(t, c.way, r.code == 0 && got > 2*limit, "an environment of 48 MiB keeps "+strconv.Itoa(got)+" MiB of the kernel's memory: "+c.what)
 		})
+	}
+}
+
+// TestProbeHugePages: what the operator has reserved is out of reach, used or only mapped.
+func TestProbeHugePages(t *testing.T) {
+	const pool = "/proc/sys/vm/nr_hugepages"
+	before := sysctl(t, "vm/nr_hugepages")
+	if before == 0 {
+		if os.Getenv("PROBE_BIN") == "" {
+			t.Skip("no huge pages are reserved on this machine, which is not ours to change; the guest of tests/vm has some for this")
+		}
+		if err := os.WriteFile(pool, []byte("8"), 0); err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = os.WriteFile(pool, []byte("0"), 0) }()
+		if sysctl(t, "vm/nr_hugepages") == 0 {
+			t.Skip("the machine has no memory in one piece")
+		}
+	}
+	if _, unlimited := runtime.HugePages(); unlimited != nil {
+		t.Skipf("meaningless here, and doctor says so: %v", unlimited)
+	}
+	if out, err := exec.Command(inside, "swell", "huge", "2", "0s").CombinedOutput(); err != nil || strings.TrimSpace(string(out)) != "2 <nil>" {
+		t.Fatalf("the host itself can't have one: %s %v", out, err)
+	}
+	for _, way := range []string{"huge", "huge-mapped"} {
+		r := try(t, append(append([]string{"run", "--rm"}, volume()...), "busybox", "/inside", "swell", way, "16", "0s")...)
+		t.Logf("%s: status %d, %q", way, r.code, strings.TrimSpace(r.out))
+		if got := strings.Fields(r.out + " ?")[0]; got != "0" && (r.code == 0 || got != "?") {
+			t.Errorf("%s: it has %s MiB of them", way, got)
+		}
 	}
 }

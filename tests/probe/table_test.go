@@ -68,6 +68,7 @@ var attacks = []struct{ attack, test, attempt string }{
 	{"fill memory", "TestProbeResources", ""},
 	{"fill memory by sockets", "TestProbeNetworkMemory", ""},
 	{"fill memory by what hangs on sockets", "TestProbeSocketMemory", ""},
+	{"take reserved huge pages", "TestProbeHugePages", ""},
 	{"fill memory by rings, with CAP_NET_RAW", "TestProbeRings", ""},
 	{"go further by capabilities that were added", "TestProbeCapabilities", ""},
 	{"go behind masks with CAP_SYS_ADMIN", "TestProbeSysAdmin", ""},

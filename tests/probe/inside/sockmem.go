@@ -359,13 +359,20 @@ func terminals(bytes int) (got int, err error) {
 }
 
 // hugePages takes pages that the operator has reserved.
-func hugePages(bytes int) (got int, err error) {
+func hugePages(bytes int) (int, error) { return hugePagesTouched(bytes, true) }
+
+// hugePagesMapped only has them set aside.
+func hugePagesMapped(bytes int) (int, error) { return hugePagesTouched(bytes, false) }
+
+func hugePagesTouched(bytes int, touch bool) (got int, err error) {
 	for got < bytes {
 		b, err := unix.Mmap(-1, 0, 2<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANONYMOUS|unix.MAP_PRIVATE|unix.MAP_HUGETLB)
 		if err != nil {
 			return got, err
 		}
-		b[0] = 1
+		if touch {
+			b[0] = 1
+		}
 		got += len(b)
 	}
 	return got, nil

@@ -30,7 +30,7 @@ func swell(args []string) error {
 		"ring": ring, "send-ring": sendRing, "tcp": tcp, "udp": udp, "unix": stream, "netlink": netlink,
 		"netlink-unread": unread, "netlink-threads": threads,
 		"errors": errorQueue, "stamps": stamps, "echo": echo, "raw": raw, "small": small, "routing": routing, "md5": signatures,
-		"filter": judges, "jail": jail, "backlog": backlog, "unaccepted": unaccepted, "pty": terminals, "huge": hugePages,
+		"filter": judges, "jail": jail, "backlog": backlog, "unaccepted": unaccepted, "pty": terminals, "huge": hugePages, "huge-mapped": hugePagesMapped,
 		"disconnected": disconnected, "flight": flight,
 	}[args[0]]
 	if way == nil {
