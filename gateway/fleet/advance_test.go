@@ -45,8 +45,8 @@ func TestAdvance(t *testing.T) {
 		}
 	}
 	e := row("creating", false)
-	advance(&e, queue.EnvStatus{Rev: 6, State: "running", Percent: 900, Stage: strings.Repeat("é", 60), Reason: strings.Repeat("x", 9999)}, now)
-	if e.Percent != 100 || len(e.Stage) > 64 || !strings.HasSuffix(e.Stage, "é") || len(e.Reason) != 4096 || e.StartedAt != store.At(now) {
+	advance(&e, queue.EnvStatus{Rev: 6, State: "running", Percent: 900, Node: strings.Repeat("n", 300), Address: strings.Repeat("1", 80), Stage: strings.Repeat("é", 60), Reason: strings.Repeat("x", 9999)}, now)
+	if e.Percent != 100 || len(e.Stage) > 64 || !strings.HasSuffix(e.Stage, "é") || len(e.Reason) != 4096 || len(e.Node) != 255 || len(e.Address) != 64 || e.StartedAt != store.At(now) {
 		t.Errorf("%+v", e)
 	}
 }

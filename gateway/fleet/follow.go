@@ -193,10 +193,10 @@ func advance(e *store.Environment, st queue.EnvStatus, now time.Time) bool {
 		return true
 	}
 	if st.Node != "" || st.State == queue.StateQueued {
-		e.Node = st.Node
+		e.Node = clip(st.Node, 255)
 	}
 	if st.Address != "" {
-		e.Address = st.Address
+		e.Address = clip(st.Address, 64)
 	}
 	if !st.Deadline.IsZero() {
 		e.Deadline = store.At(st.Deadline)
@@ -207,7 +207,7 @@ func advance(e *store.Environment, st queue.EnvStatus, now time.Time) bool {
 	if st.State == queue.StateRunning && e.StartedAt == 0 {
 		e.StartedAt = store.At(now)
 	}
-	state := st.State
+	state := clip(st.State, 16)
 	if e.DeleteAskedAt != 0 { // only the end counts now, whatever kind it is
 		if !queue.Terminal(state) {
 			return true
@@ -221,7 +221,7 @@ func advance(e *store.Environment, st queue.EnvStatus, now time.Time) bool {
 	return true
 }
 
-// clip bounds what a node says to what a column holds.
+// clip bounds what a node says to what a column holds: MariaDB refuses more, and everything written with it.
 func clip(s string, n int) string {
 	if len(s) <= n {
 		return s
