@@ -60,6 +60,9 @@ func (c *Container) alive() bool {
 	}
 	fds := []unix.PollFd{{Fd: int32(c.fd()), Events: unix.POLLIN}}
 	n, err := unix.Poll(fds, 0)
+	for err == unix.EINTR {
+		n, err = unix.Poll(fds, 0)
+	}
 	return err == nil && n == 0
 }
 

@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -155,6 +156,9 @@ func TestNetlinkFlood(t *testing.T) {
 		}
 		for range 10 {
 			sh(t, c, "(sleep 0 &); true") // a session, and an orphan to reap
+			if err := errors.Join(c.Pause(testContext(t)), c.Resume(testContext(t))); err != nil {
+				t.Error(err)
+			}
 		}
 		if err := flood.Signal(testContext(t), unix.SIGKILL); err != nil {
 			t.Fatal(err)
