@@ -12,20 +12,22 @@ import (
 // and nothing else. Every attempt is made again; those that begin as listed may succeed, or fail for another reason.
 func TestProbeCapabilities(t *testing.T) {
 	raw := []string{"packet socket", "socketpair of packets", "a ring of packets", "raw socket", "another's address", "32-bit packet socket",
-		"32-bit raw socket", "bounding set"}
+		"32-bit raw socket", "32-bit socketcall packet socket", "32-bit socketcall raw socket", "bounding set"}
 	for _, c := range []struct {
 		name  string
 		caps  []string
+		flags []string
 		opens []string
 	}{
-		{"NET_RAW", []string{"NET_RAW"}, raw},
-		{"the others", []string{"NET_ADMIN", "SYS_PTRACE", "SYS_NICE", "IPC_LOCK", "IPC_OWNER", "DAC_READ_SEARCH", "CHECKPOINT_RESTORE"}, []string{
+		{"NET_RAW", []string{"NET_RAW"}, nil, raw},
+		{"NET_RAW, another user", []string{"NET_RAW"}, []string{"-u", "1000"}, []string{"bounding set"}},
+		{"the others", []string{"NET_ADMIN", "SYS_PTRACE", "SYS_NICE", "IPC_LOCK", "IPC_OWNER", "DAC_READ_SEARCH", "CHECKPOINT_RESTORE"}, nil, []string{
 			"netlink netfilter", "netlink kobject", "change the own address", "another's address", // of its own network namespace
 			"open_by_handle_at of pidfs", "open_by_handle_at of nsfs", "32-bit open_by_handle_at", // there is no such handle
 			"set_mempolicy", "bounding set"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			args := append([]string{"run", "--rm"}, volume()...)
+			args := append(append([]string{"run", "--rm"}, volume()...), c.flags...)
 			for _, name := range c.caps {
 				args = append(args, "--cap-add", name)
 			}
@@ -64,7 +66,7 @@ func TestProbeSysAdmin(t *testing.T) {
 	tries := []string{
 		"mount -o remount,bind,rw /proc/sys", // meant
 		"(echo x > /proc/sys/kernel/core_pattern)", "(echo 1 > /proc/sys/vm/drop_caches)", "(echo 1 > /proc/sys/kernel/panic)",
-		"umount /proc/timer_list && head -c1 /proc/timer_list", "(: >> /proc/sysrq-trigger)", "head -c1 /proc/kcore", "dmesg",
+		"umount /proc/timer_list && head -c1 /proc/timer_list", "(: >> /proc/sysrq-trigger)", "umount /proc/kcore && head -c1 /proc/kcore | grep -q .", "dmesg",
 		"mknod /tmp/sda b 8 0", "mknod /tmp/kmsg c 1 11", "mount -t devtmpfs none /mnt", "mount -t ext4 /dev/null /mnt",
 		"mkdir -p /tmp/s && mount -t sysfs none /tmp/s && (echo 1 > /tmp/s/kernel/mm/ksm/run)", "(echo x > /tmp/s/kernel/uevent_helper)",
 		"(echo -1000 > /proc/self/oom_score_adj)", "cat /proc/1/environ", "readlink /proc/1/exe", "readlink /proc/1/root",
