@@ -73,7 +73,7 @@ conformance: init ## the OCI validation programs on lrun beside Debian's crun an
 fuzz: init ## fuzz every parser that reads what a stranger sends, FUZZTIME each (10s)
 	@for pkg in $$($(GO) list ./...); do \
 		for f in $$($(GO) test -list '^Fuzz' $$pkg 2>/dev/null | grep '^Fuzz'); do \
-			echo "$$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $${FUZZTIME:-10s} $$pkg || exit 1; \
+			echo "$$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $${FUZZTIME:-10s} -fuzzminimizetime 1s $$pkg || exit 1; \
 		done; \
 	done
 

@@ -125,24 +125,29 @@ const minIOBytes = 4096
 func parseSize(s string) (int64, error) {
 	bad := fmt.Errorf("size %q: want a number and k, m, g or t, as in 512m", s)
 	low := strings.ToLower(strings.TrimSpace(s))
-	low = strings.TrimSuffix(strings.TrimSuffix(low, "b"), "i")
-	unit := 1.0
-	if low == "" {
+	n, ok := parseNumber(strings.TrimSuffix(strings.TrimSuffix(low, "b"), "i"), 1024)
+	if !ok || n > math.MaxInt64/2 {
 		return 0, bad
 	}
-	if at := strings.IndexByte("kmgt", low[len(low)-1]); at >= 0 {
-		unit = math.Pow(1024, float64(at+1))
-		low = strings.TrimSpace(low[:len(low)-1])
+	return int64(n), nil
+}
+
+// parseNumber reads a decimal number and perhaps k, m, g or t: that power of the thousand given.
+func parseNumber(s string, thousand float64) (n float64, ok bool) {
+	unit := 1.0
+	if s == "" {
+		return 0, false
+	}
+	if at := strings.IndexByte("kmgt", s[len(s)-1]); at >= 0 {
+		unit = math.Pow(thousand, float64(at+1))
+		s = strings.TrimSpace(s[:len(s)-1])
 	}
 	// ParseFloat alone would take "inf", "0x1p4" and "1_000".
-	if low == "" || strings.Trim(low, "0123456789.") != "" {
-		return 0, bad
+	if s == "" || strings.Trim(s, "0123456789.") != "" {
+		return 0, false
 	}
-	n, err := strconv.ParseFloat(low, 64)
-	if err != nil || n*unit > math.MaxInt64/2 {
-		return 0, bad
-	}
-	return int64(n * unit), nil
+	n, err := strconv.ParseFloat(s, 64)
+	return n * unit, err == nil
 }
 
 // minRate lets a full packet through every two seconds (netbridge has the same bound).
@@ -151,26 +156,14 @@ const minRate = 8_000
 // parseRate reads "10m", "1.5gbit", "500kbit/s": bits per second, in powers of 1000 as networks have it.
 func parseRate(s string) (int64, error) {
 	bad := fmt.Errorf("rate %q: want bits per second as a number and k, m or g, as in 10m", s)
-	low := strings.TrimSuffix(strings.TrimSuffix(strings.ToLower(strings.TrimSpace(s)), "/s"), "bit")
-	unit := 1.0
-	if low == "" {
-		return 0, bad
-	}
-	if at := strings.IndexByte("kmgt", low[len(low)-1]); at >= 0 {
-		unit = math.Pow(1000, float64(at+1))
-		low = strings.TrimSpace(low[:len(low)-1])
-	}
-	if low == "" || strings.Trim(low, "0123456789.") != "" {
-		return 0, bad
-	}
-	n, err := strconv.ParseFloat(low, 64)
+	n, ok := parseNumber(strings.TrimSuffix(strings.TrimSuffix(strings.ToLower(strings.TrimSpace(s)), "/s"), "bit"), 1000)
 	switch {
-	case err != nil:
+	case !ok:
 		return 0, bad
-	case n*unit < minRate || n*unit > maxRate:
+	case n < minRate || n > maxRate:
 		return 0, fmt.Errorf("rate %q: want 8k to 1000t bits per second", s)
 	}
-	return int64(n * unit), nil
+	return int64(n), nil
 }
 
 // parseCpuset checks a list like 0-2,5 (cpuset(7), list format) before a kernel says only "invalid argument".

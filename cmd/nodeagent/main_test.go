@@ -40,6 +40,11 @@ func (s suite) Run() int {
 		fmt.Fprintln(os.Stderr, "build the busybox image: exit status", code)
 		return 1
 	}
+	defer func() {
+		if err := mustOpen(template).Destroy(context.Background()); err != nil {
+			fmt.Fprintln(os.Stderr, "take the node away:", err)
+		}
+	}()
 	return s.m.Run()
 }
 
@@ -50,6 +55,7 @@ func TestMain(m *testing.M) {
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
+		WorkdirRoot:         t.TempDir(), // which goes with the test, also where it ends early
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup: func(e *testscript.Env) error {
