@@ -478,7 +478,7 @@ func TestRestartedMachine(t *testing.T) {
 }
 
 // A job that names no limit of processes gets one all the same, and the daemon sees to it that the machine has numbers for many
-// environments like it.
+// environments like it, and files.
 func TestProcessesAreLimited(t *testing.T) {
 	p := newPlatform(t, "")
 	p.start()
@@ -493,10 +493,12 @@ func TestProcessesAreLimited(t *testing.T) {
 	if stats.PIDsLimit != DefaultPIDs {
 		t.Errorf("it may have %d processes, want %d", stats.PIDsLimit, DefaultPIDs)
 	}
-	body, err := os.ReadFile(pidMaxPath)
-	check(t, err)
-	if strings.TrimSpace(string(body)) != strconv.Itoa(mostPIDs) {
-		t.Errorf("the machine has numbers for %s processes", body)
+	for _, s := range shared {
+		body, err := os.ReadFile(s.path)
+		check(t, err)
+		if strings.TrimSpace(string(body)) != strconv.Itoa(s.most) {
+			t.Errorf("the machine has only %s %s", strings.TrimSpace(string(body)), s.what)
+		}
 	}
 	p.delete(id)
 	p.await(id, queue.StateDeleted)

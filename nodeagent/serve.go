@@ -99,7 +99,9 @@ func ServeWith(ctx context.Context, cfg *config.Config, etcd *clientv3.Client) e
 		envs: map[string]*hosted{}, sample: make(chan struct{}),
 		kick: make(chan struct{}, 1), news: make(chan struct{}, 1),
 	}
-	raisePIDMax(pidMaxPath, d.log)
+	for _, s := range shared {
+		raise(s.path, s.most, s.what, d.log)
+	}
 	d.pub = newPublisher(d.queue, d.name, filepath.Join(n.root, "ended"), d.log)
 	if err := d.takeUp(ctx); err != nil {
 		return err

@@ -395,13 +395,13 @@ func TestSpelling(t *testing.T) {
 	}
 }
 
-func TestRaisePIDMax(t *testing.T) {
+func TestRaise(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "pid_max")
 	for from, to := range map[string]string{"32768\n": "4194304", "4194304\n": "4194304\n", "nonsense": "nonsense"} {
 		if err := os.WriteFile(path, []byte(from), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		raisePIDMax(path, slog.New(slog.DiscardHandler))
+		raise(path, 4194304, "process numbers", slog.New(slog.DiscardHandler))
 		if got, err := os.ReadFile(path); err != nil || string(got) != to {
 			t.Errorf("from %q to %q (%v), want %q", from, got, err, to)
 		}

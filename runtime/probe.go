@@ -25,7 +25,7 @@ func Probe(ctx context.Context) []Check {
 	checks = append(checks, probeCalls()...)
 	checks = append(checks, probeSeccomp())
 	checks = append(checks, probeCgroups()...)
-	checks = append(checks, probeRlimits(), probePTYs(), probePIDs(), probeLSM(), probePSI())
+	checks = append(checks, probeRlimits(), probePTYs(), probePIDs(), probeFiles(), probeLSM(), probePSI())
 	return checks
 }
 
@@ -304,6 +304,16 @@ func probePIDs() Check {
 	limit := number(strings.TrimSpace(string(b)))
 	return check("process numbers", limit >= 16*4096, fmt.Sprintf("%d", limit), "a few environments can use them up, and then the host can't start "+
 		"a process; raise kernel.pid_max (to 4194304, as the node's daemon does when it starts)")
+}
+
+// probeFiles wants so many open files that memory, which is limited, is used up first: each takes some 256 bytes.
+func probeFiles() Check {
+	b, _ := os.ReadFile("/proc/sys/fs/file-max")
+	limit := number(strings.TrimSpace(string(b)))
+	var memory unix.Sysinfo_t
+	_ = unix.Sysinfo(&memory)
+	return check("open files", limit >= memory.Totalram*uint64(memory.Unit)/256, fmt.Sprintf("%d", limit), "an environment with much memory can use them up, "+
+		"and then others can't open a file; raise fs.file-max (to 9223372036854775807, as the node's daemon does when it starts)")
 }
 
 func probeLSM() Check {
