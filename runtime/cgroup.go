@@ -403,9 +403,10 @@ func (g *cgroup) thaw() {
 	}
 }
 
-// killEach signals every process until none is left to be seen, against those that fork meanwhile.
+// killEach signals every process until none is left to be seen, against those that fork meanwhile. On a busy machine the killed
+// may have to wait long for the processor on which they die.
 func (g *cgroup) killEach() error {
-	for range 100 {
+	for range 5000 {
 		pids := g.pids()
 		for _, pid := range pids {
 			unix.Kill(pid, unix.SIGKILL)
