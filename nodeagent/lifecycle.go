@@ -132,7 +132,8 @@ func (n *Node) deleteLocked(ctx context.Context, id string) error {
 		r = &Record{ID: id} // unreadable: clear what carries its id
 	} else if r.State != StateExited && r.State != StateStopping {
 		r.State = StateStopping
-		if err := n.save(r); err != nil {
+		// A full disk takes no record, and what helps it is just this. If we die on the way, a Sweep finds it dead.
+		if err := n.save(r); err != nil && !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
 			return err
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -171,4 +172,44 @@ func TestRationsReachTheKernel(t *testing.T) {
 	p.delete(id)
 	p.await(id, queue.StateDeleted)
 	p.clean()
+}
+
+// TestFullDiskIsEmptied: an environment can be deleted when the node's disk is full to the last block; it is what helps.
+func TestFullDiskIsEmptied(t *testing.T) {
+	dir := t.TempDir()
+	disk, img := filepath.Join(dir, "disk"), filepath.Join(dir, "img")
+	check(t, os.Mkdir(disk, 0o700))
+	check(t, os.WriteFile(img, nil, 0o600))
+	check(t, os.Truncate(img, 96<<20))
+	root := filepath.Join(disk, "root")
+	for _, args := range [][]string{{"mkfs.ext4", "-q", "-F", img}, {"mount", "-o", "loop", img, disk}, {"cp", "-a", template, root}} {
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v: %s", args, err, out)
+		}
+		if args[0] == "mount" {
+			t.Cleanup(func() {
+				if out, err := exec.Command("umount", disk).CombinedOutput(); err != nil {
+					t.Errorf("umount: %v: %s", err, out)
+				}
+			})
+		}
+	}
+	n, err := Open(root, Options{})
+	check(t, err)
+	defer func() { check(t, n.Destroy(context.Background())) }()
+	for _, limit := range []int64{32 << 20, 0} {
+		e, err := n.Create(t.Context(), CreateOptions{Image: busybox(t, n), NoMain: true, Owner: OwnerPlatform, Limits: Limits{PIDs: 64, DiskBytes: limit}})
+		check(t, err)
+		filler := filepath.Join(disk, "filler")
+		if out, err := exec.Command("dd", "if=/dev/zero", "of="+filler, "bs=4k").CombinedOutput(); !strings.Contains(string(out), "No space left") {
+			t.Fatalf("%v: %s", err, out)
+		}
+		check(t, e.Delete(t.Context()))
+		for _, left := range []string{"envs", "snapshots"} {
+			if names, err := filepath.Glob(filepath.Join(root, left, "*")); err != nil || len(names) > 0 {
+				t.Errorf("left: %v, %v", names, err)
+			}
+		}
+		check(t, os.Remove(filler))
+	}
 }

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/learnos/learnos/rootfs/internal/rmtree"
 )
 
 // A Snapshot is the writable layer of one environment and the stack of layers it stands on. What it records is
@@ -185,7 +187,11 @@ func (s *Store) Release(ctx context.Context, id string) error {
 	}
 	var sn Snapshot
 	_ = readJSON(filepath.Join(dir, "snapshot.json"), &sn) // one that a crash has torn had no quota yet
-	if err := s.discard(dir); err != nil {
+	err = s.discard(dir)
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		err = rmtree.Remove(dir) // where it is: a full disk has no room for the directory it would be moved to
+	}
+	if err != nil {
 		return fmt.Errorf("release snapshot %q: %w", id, err)
 	}
 	if sn.Project != 0 {
