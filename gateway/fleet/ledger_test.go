@@ -91,10 +91,8 @@ func TestWhatIsDueTakesTheRestAlong(t *testing.T) {
 	defer cancel()
 	go f.ledger.run(ctx)
 	for {
-		a, _ := f.Store.Environment(ctx, "e0")
-		b, _ := f.Store.Environment(ctx, "e1")
-		if b.State == queue.StateRunning {
-			if a.State != queue.StateCreating {
+		if b, _ := f.Store.Environment(ctx, "e1"); b.State == queue.StateRunning {
+			if a, _ := f.Store.Environment(ctx, "e0"); a.State != queue.StateCreating {
 				t.Error("written without it:", a.State)
 			}
 			return
