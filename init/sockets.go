@@ -62,11 +62,10 @@ func (s *server) superviseSockets(p *initproto.Plan) *fault {
 	if s.maker == nil {
 		return nil
 	}
-	// Not with WAIT_KILLABLE_RECV: an environment could not be frozen while a question stands, as its asker would not wake up
-	// for that and we, frozen, would not answer. So a signal sends the asker back, to ask again when it has been handled
-	// (signal(7), SA_RESTART).
+	// WAIT_KILLABLE_RECV: once we have read a question, no signal but a deadly one takes its asker away. Go's runtime sends some
+	// every 10 ms while a socket(2) lasts, and on a slow machine would never get one. (Freezing takes this into account.)
 	fd, _, errno := syscall.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER,
-		unix.SECCOMP_FILTER_FLAG_NEW_LISTENER, uintptr(unsafe.Pointer(sockFprog(p.SocketFilter))))
+		unix.SECCOMP_FILTER_FLAG_NEW_LISTENER|unix.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV, uintptr(unsafe.Pointer(sockFprog(p.SocketFilter))))
 	switch errno {
 	case 0:
 		s.maker.begin <- int(fd)

@@ -334,29 +334,31 @@ func (g *cgroup) read(controller, v1, v2 string) string {
 
 // freeze stops or continues every process, and returns when that is so.
 func (g *cgroup) freeze(frozen bool) error {
-	dir, file, value := "", "", ""
+	dir, file, value, opposite := "", "", "THAWED", "FROZEN"
 	if h := g.hs.control["freezer"]; h != nil && !h.v2 {
-		dir, file, value = g.dir(h), "freezer.state", "THAWED"
-		if frozen {
-			value = "FROZEN"
-		}
+		dir, file = g.dir(h), "freezer.state"
 	} else if h := g.hs.unified; h != nil {
-		dir, file, value = g.dir(h), "cgroup.freeze", "0"
-		if frozen {
-			value = "1"
-		}
+		dir, file, value, opposite = g.dir(h), "cgroup.freeze", "0", "1"
 	} else {
 		return errors.New("this kernel offers no freezer")
+	}
+	if frozen {
+		value, opposite = opposite, value
 	}
 	if err := writeFile(filepath.Join(dir, file), value); err != nil {
 		return err
 	}
-	for range 2000 {
+	for i := range 2000 {
 		if g.frozen() == frozen {
 			return nil
 		}
 		time.Sleep(time.Millisecond)
 		if value == "FROZEN" { // a fork may have slipped out: v1 wants to be told again
+			writeFile(filepath.Join(dir, file), value)
+		}
+		if frozen && i%50 == 49 { // somebody waits, as for a socket from init, for one who is frozen already: let them get on
+			writeFile(filepath.Join(dir, file), opposite)
+			time.Sleep(time.Millisecond)
 			writeFile(filepath.Join(dir, file), value)
 		}
 	}
