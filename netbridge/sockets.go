@@ -1,7 +1,6 @@
 package netbridge
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -40,10 +39,10 @@ func CountSockets(ns *os.File) (s Sockets, err error) {
 		if s.Used, err = strconv.Atoi(used); err != nil {
 			return fmt.Errorf("sockets: /proc/net/sockstat begins with %q", used)
 		}
-		if text, err = os.ReadFile("/proc/thread-self/net/unix"); err != nil {
+		if text, err = os.ReadFile("/proc/thread-self/net/protocols"); err != nil {
 			return fmt.Errorf("sockets: %w", err)
 		}
-		s.Local = max(0, bytes.Count(text, []byte("\n"))-1) // less its heading
+		s.Local = local(string(text))
 		for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
 			r := nl.NewNetlinkRequest(unix.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP)
 			r.AddRawData(tcpRequest(family))
@@ -65,6 +64,18 @@ func CountSockets(ns *os.File) (s Sockets, err error) {
 		return nil
 	})
 	return s, err
+}
+
+// local counts AF_UNIX sockets in /proc/net/protocols, whose lines begin with a protocol's name, its size, and how many there
+// are. (/proc/net/unix has a line for each, but writes the names that programs have given them as they are, newlines too.)
+func local(protocols string) (n int) {
+	for line := range strings.Lines(protocols) {
+		if f := strings.Fields(line); len(f) > 2 && (f[0] == "UNIX" || f[0] == "UNIX-STREAM") {
+			sockets, _ := strconv.Atoi(f[2])
+			n += sockets
+		}
+	}
+	return n
 }
 
 // inetDiagMeminfo is INET_DIAG_SKMEMINFO of linux/inet_diag.h.

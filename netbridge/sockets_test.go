@@ -2,7 +2,11 @@ package netbridge
 
 import (
 	"net"
+	"strconv"
+	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestCountSockets: connections that nobody accepts are found, with what lies on them, also when their other end has gone.
@@ -55,5 +59,43 @@ func TestCountSockets(t *testing.T) {
 	l.Close()
 	if s, err = CountSockets(ns); err != nil || s.OwnerlessBytes >= connections*fullSocket {
 		t.Errorf("%+v after the listener has gone: %v", s, err)
+	}
+}
+
+// TestCountLocalSockets: a local socket counts once, whatever its name is made to look like.
+func TestCountLocalSockets(t *testing.T) {
+	ns, err := scratchNetns()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	before, err := CountSockets(ns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	var fds []int
+	err = inNetns(ns, func() error {
+		for i, kind := range []int{unix.SOCK_STREAM, unix.SOCK_DGRAM, unix.SOCK_SEQPACKET, unix.SOCK_STREAM} {
+			fd, err := unix.Socket(unix.AF_UNIX, kind|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				return err
+			}
+			fds = append(fds, fd)
+			if err := unix.Bind(fd, &unix.SockaddrUnix{Name: dir + "/" + strings.Repeat("\n", 20) + strconv.Itoa(i)}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := CountSockets(ns)
+	if err != nil || s.Local-before.Local != len(fds) || s.Used-before.Used < len(fds) {
+		t.Errorf("%+v with %d local sockets more than %+v: %v", s, len(fds), before, err)
+	}
+	for _, fd := range fds {
+		unix.Close(fd)
 	}
 }

@@ -26,8 +26,10 @@ const (
 	guardTick = 100 * time.Millisecond
 	guardStep = 32 << 20
 	// guardRest is how many times as long as the looking took the guard rests, so that growth that is nobody's fault
-	// (page tables, caches) costs no more than a twentieth of a processor.
+	// (page tables, caches) costs no more than a twentieth of a processor. It rests no longer than until the kernel has grown
+	// by guardLeap: how long the looking takes is the environments' to choose.
 	guardRest = 20
+	guardLeap = 8 * guardStep
 	// guardAtLeast is how often it looks anyway: growth is out of sight where something else shrinks at the same time.
 	guardAtLeast = 5 * time.Second
 )
@@ -47,7 +49,7 @@ func guardSockets(ctx context.Context, envs func() []*Environment, over func(*En
 	if err != nil {
 		return err
 	}
-	for looked := time.Now(); ; {
+	for looked, rested := time.Now(), time.Now(); ; {
 		select {
 		case <-ctx.Done():
 			return nil
@@ -57,16 +59,18 @@ func guardSockets(ctx context.Context, envs func() []*Environment, over func(*En
 		if err != nil {
 			return err
 		}
-		if least = min(least, now); now-least < guardStep && time.Since(looked) < guardAtLeast {
+		least = min(least, now)
+		grown, due := now-least, time.Since(looked) >= guardAtLeast
+		if grown < guardLeap && (time.Now().Before(rested) || grown < guardStep && !due) {
 			continue
 		}
 		begun, full := time.Now(), fullest()
 		for _, e := range envs() {
-			limit := e.Record().Limits.MemoryBytes
-			if limit <= 0 || e.socketsUsed()*full <= limit {
+			limit, used := e.Record().Limits.MemoryBytes, e.socketsUsed()
+			if limit <= 0 || used*full <= limit {
 				continue
 			}
-			held, err := e.socketMemory(full)
+			held, err := e.socketMemory(full, fewestLooks+4*int(used))
 			if err != nil {
 				log.Debug("count socket memory", "env", e.ID(), "err", err) // most often it is just ending
 				continue
@@ -76,11 +80,7 @@ func guardSockets(ctx context.Context, envs func() []*Environment, over func(*En
 			}
 		}
 		least, looked = now, time.Now()
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(guardRest * time.Since(begun)):
-		}
+		rested = looked.Add(guardRest * looked.Sub(begun))
 	}
 }
 
@@ -109,6 +109,10 @@ func (e *Environment) socketsUsed() int64 {
 	return n
 }
 
+// An environment's descriptors are looked at up to this many, and four for each socket that there is. What is not found by
+// then is as good as hidden: nobody hides behind as many descriptors as he can make.
+const fewestLooks = 16384
+
 // hiddenSockets is how many sockets may be on their way from process to process, or come and go while they are counted,
 // without anybody minding.
 const hiddenSockets = 16
@@ -117,10 +121,10 @@ const hiddenSockets = 16
 //
 // A socket under way in a message can't be looked at: a full one that is sent and never received would be out of sight. The
 // kernel says how many sockets there are, though. Where more than hiddenSockets stay out of sight, each counts as full.
-// full is what a full one holds.
-func (e *Environment) socketMemory(full int64) (int64, error) {
+// full is what a full one holds, looks is how many descriptors are looked at, at the most.
+func (e *Environment) socketMemory(full int64, looks int) (int64, error) {
 	if e.Record().Net == NetHost { // whose namespace is the host's
-		use, err := e.c.SocketUse()
+		use, err := e.c.SocketUse(looks)
 		return use.Bytes, err
 	}
 	ns, err := e.c.NamespaceFD(specs.NetworkNamespace)
@@ -134,7 +138,7 @@ func (e *Environment) socketMemory(full int64) (int64, error) {
 		if err != nil {
 			return 0, err
 		}
-		use, err := e.c.SocketUse() // after the others, so that what is being made is not taken for hidden
+		use, err := e.c.SocketUse(looks) // after the others, so that what is being made is not taken for hidden
 		if err != nil {
 			return 0, err
 		}
@@ -145,6 +149,9 @@ func (e *Environment) socketMemory(full int64) (int64, error) {
 		}
 		if hidden <= hiddenSockets {
 			return held, nil
+		}
+		if use.Partly { // and will be the next time
+			break
 		}
 	}
 	return held + hidden*full, nil

@@ -14,24 +14,26 @@ import (
 // SocketUse is what the sockets of a container's processes hold of the kernel's memory that is charged to nobody.
 type SocketUse struct {
 	Bytes   int64
-	Sockets int // how many were found, without AF_UNIX ones: what these hold is charged
+	Sockets int  // how many were found, without AF_UNIX ones: what these hold is charged
+	Partly  bool // there are more descriptors than were to be looked at
 }
 
 // SocketUse counts what lies on sockets and no cgroup counts: unread errors and timestamps, what waits on sockets that are
 // not TCP's or UDP's, and options; of what lies unread on TCP and UDP, what exceeds the cgroup's own count.
 //
-// It looks at every descriptor of every process, some microseconds each. It does not find sockets that no process has open
+// It looks at every descriptor of every process, some microseconds each, but no more than most: their number is the
+// processes' to choose, who may share millions among them. It does not find sockets that no process has open
 // (connections that nobody has accepted, and descriptors on their way in messages), nor those that a thread has open for
 // itself alone, as clone(2) without CLONE_FILES makes one.
-func (c *Container) SocketUse() (SocketUse, error) {
-	w := socketWalk{seen: map[string]bool{}}
+func (c *Container) SocketUse(most int) (SocketUse, error) {
+	w := socketWalk{seen: map[string]bool{}, left: most}
 	for _, pid := range c.group.pids() {
 		w.process(pid)
 	}
 	if len(w.errs) > 0 {
 		return SocketUse{}, fmt.Errorf("sockets of container %s: %w", c.id, errors.Join(w.errs...))
 	}
-	return SocketUse{max(0, w.counted-c.group.networkBuffers()) + w.uncounted, w.sockets}, nil
+	return SocketUse{max(0, w.counted-c.group.networkBuffers()) + w.uncounted, w.sockets, w.left <= 0}, nil
 }
 
 // networkBuffers is what the cgroup counts of TCP and UDP, in bytes.
@@ -45,6 +47,7 @@ func (g *cgroup) networkBuffers() int64 {
 // socketWalk sums up sockets, each once.
 type socketWalk struct {
 	seen               map[string]bool // "socket:[inode]"
+	left               int             // how many descriptors and processes it may still look at
 	sockets            int             // not AF_UNIX
 	counted, uncounted int64           // bytes: on sockets whose buffers cgroups count, and on others
 	errs               []error
@@ -52,13 +55,17 @@ type socketWalk struct {
 
 // process looks at the sockets among a process's descriptors.
 func (w *socketWalk) process(pid int) {
+	if w.left--; w.left <= 0 {
+		return
+	}
 	dir := fmt.Sprintf("/proc/%d/fd", pid)
 	d, err := os.Open(dir)
 	if err != nil {
 		return // it has ended
 	}
 	defer d.Close()
-	names, _ := d.Readdirnames(-1)
+	names, _ := d.Readdirnames(w.left)
+	w.left -= len(names)
 	pidfd := -1
 	defer func() {
 		if pidfd >= 0 {

@@ -27,6 +27,8 @@ func TestProbeSocketMemory(t *testing.T) {
 		{"unaccepted", "15s", "data on connections that nobody accepted"},
 		{"disconnected", "15s", "errors on sockets that have given up their port"},
 		{"flight", "15s", "sockets on their way to nowhere"},
+		{"disguised", "15s", "sockets on their way to nowhere among others with misleading names"},
+		{"crowd", "15s", "answers to pings, beside millions of descriptors"},
 		// These are counted, and go no further than the limit: nothing to wait for.
 		{"small", "0s", "datagrams of one byte"},
 		{"filter", "0s", "filters of packets"},

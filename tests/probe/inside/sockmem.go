@@ -4,6 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"syscall"
 	"time"
 	"unsafe"
 
@@ -423,3 +427,59 @@ func flight(bytes int) (int, error) {
 }
 
 var closing []int
+
+// disguised is flight among local sockets whose names read like a hundred more of them (/proc/net/unix writes names as they are).
+func disguised(bytes int) (int, error) {
+	for i := range 100 {
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM, 0)
+		if err != nil {
+			return 0, err
+		}
+		if err := unix.Bind(fd, &unix.SockaddrUnix{Name: "/tmp/" + strings.Repeat("\n", 90) + strconv.Itoa(i)}); err != nil {
+			return 0, err
+		}
+	}
+	return flight(bytes)
+}
+
+// crowd is echo by somebody who has as many descriptors as he gets, and hundreds of processes that share them: whoever looked at
+// all of them would be busy for half a minute.
+func crowd(bytes int) (int, error) {
+	const processes = 200
+	debug.SetGCPercent(-1) // the threads that wait for the processes would not stop for it
+	runtime.GOMAXPROCS(processes + 4)
+	var sockets []int
+	for range 1200 {
+		fd, err := wide(unix.AF_INET, unix.SOCK_DGRAM, unix.IPPROTO_ICMP)
+		if err != nil {
+			return 0, err
+		}
+		sockets = append(sockets, fd)
+	}
+	for range processes {
+		go func() {
+			runtime.LockOSThread()
+			pid, _, _ := syscall.RawSyscall(unix.SYS_CLONE, unix.CLONE_VM|unix.CLONE_VFORK|unix.CLONE_FILES|uintptr(unix.SIGCHLD), 0, 0)
+			for pid == 0 { // with its memory, on its stack
+				syscall.RawSyscall6(unix.SYS_PPOLL, 0, 0, 0, 0, 0, 0)
+			}
+		}()
+	}
+	time.Sleep(time.Second)
+	for {
+		if _, err := unix.Dup(0); err != nil {
+			break
+		}
+	}
+	time.Sleep(6 * time.Second) // by now somebody looks
+	chunk := make([]byte, 60<<10)
+	chunk[0] = 8
+	got := 0
+	for _, fd := range sockets {
+		until(fd, func() error { return unix.Sendto(fd, chunk, 0, nowhere) })
+		if got += memoryOf(fd); got >= bytes {
+			break
+		}
+	}
+	return got, nil
+}

@@ -31,7 +31,7 @@ func swell(args []string) error {
 		"netlink-unread": unread, "netlink-threads": threads,
 		"errors": errorQueue, "stamps": stamps, "echo": echo, "raw": raw, "small": small, "routing": routing, "md5": signatures,
 		"filter": judges, "jail": jail, "backlog": backlog, "unaccepted": unaccepted, "pty": terminals, "huge": hugePages, "huge-mapped": hugePagesMapped,
-		"disconnected": disconnected, "flight": flight,
+		"disconnected": disconnected, "flight": flight, "disguised": disguised, "crowd": crowd,
 	}[args[0]]
 	if way == nil {
 		return errors.New("no such way to swell")
