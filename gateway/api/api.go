@@ -223,7 +223,7 @@ func (a *API) problem(c *gin.Context, err error) *problem.Problem {
 		return problem.New(499, "client_gone", "The client went away.", "")
 	}
 	a.Log.Error("request failed", "method", c.Request.Method, "path", c.FullPath(), "error", err)
-	if a.Store.Ping(context.WithoutCancel(c.Request.Context())) != nil {
+	if errors.Is(err, store.ErrAway) || a.Store.Ping(context.WithoutCancel(c.Request.Context())) != nil {
 		return problem.New(http.StatusServiceUnavailable, "store_unavailable", "The database does not answer.", "Try again in a few seconds.").After(5 * time.Second)
 	}
 	return problem.New(http.StatusInternalServerError, "internal", "Something went wrong on our side.", "Try again; the gateway's log has the cause.")

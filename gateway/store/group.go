@@ -79,28 +79,31 @@ func (w *writer) commit() {
 			return
 		}
 		w.mu.Unlock()
-		if len(share) > 1 && w.together(share) == nil {
+		begun, err := w.together(share)
+		if err != nil && begun && len(share) > 1 {
+			// One of them was refused, and what the others did went with it.
 			for _, me := range share {
-				me.done <- nil
+				_, err := w.together([]*write{me})
+				me.done <- err
 			}
 			continue
 		}
-		// One alone; or one of them was refused, and what the others did went with it.
-		for _, me := range share {
-			me.done <- w.together([]*write{me})
+		for _, me := range share { // done; or it was nobody's fault, and one by one they would only wait that much longer
+			me.done <- err
 		}
 	}
 }
 
-// together runs writes in one transaction, all or nothing. No request's end interrupts it: an interrupted statement takes
-// the whole transaction along (sqlite3_interrupt).
-func (w *writer) together(share []*write) (err error) {
+// together runs writes in one transaction, all or nothing; begun tells whether there was one. No request's end interrupts
+// it: an interrupted statement takes the whole transaction along (sqlite3_interrupt).
+func (w *writer) together(share []*write) (begun bool, err error) {
 	defer func() {
 		if cause := recover(); cause != nil { // the transaction is rolled back by now
 			err = fmt.Errorf("write to the database: panic: %v", cause)
 		}
 	}()
-	return w.db.Transaction(func(db *gorm.DB) error {
+	err = w.db.Transaction(func(db *gorm.DB) error {
+		begun = true
 		for _, me := range share {
 			if err := me.fn(db); err != nil {
 				return err
@@ -108,4 +111,5 @@ func (w *writer) together(share []*write) (err error) {
 		}
 		return nil
 	})
+	return begun, err
 }

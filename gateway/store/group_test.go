@@ -2,9 +2,11 @@ package store
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 
@@ -144,5 +146,87 @@ func TestWhoGoesIsNotWritten(t *testing.T) {
 	})
 	if rows := marks(t, s); errs[0] != nil || errs[2] != nil || !errors.Is(errs[1], context.Canceled) || ran[1] != 0 || rows["m1"] || !rows["m2"] {
 		t.Error(errs, ran, rows)
+	}
+}
+
+// unwilling begins no transaction, as SQLite while another process holds its lock.
+type unwilling struct {
+	gorm.ConnPool
+	asked int
+}
+
+func (u *unwilling) BeginTx(context.Context, *sql.TxOptions) (gorm.ConnPool, error) {
+	u.asked++
+	return nil, errors.New("locked")
+}
+
+// Where no transaction can begin, those who share one give up together, and do not each wait for the next.
+func TestALockedDatabaseIsWaitedForOnce(t *testing.T) {
+	s := open(t)
+	pool := &unwilling{ConnPool: s.db.Statement.ConnPool}
+	errs, ran := crowd(t, s, names(6), func(int, *gorm.DB) error { return nil }, background, func() {
+		db := s.db.WithContext(context.Background())
+		db.Statement.ConnPool = pool
+		s.writer.db = db
+	})
+	for i, err := range errs {
+		if err == nil || err.Error() != "locked" || ran[i] != 0 {
+			t.Errorf("write %d: %v, ran %d times", i, err, ran[i])
+		}
+	}
+	if pool.asked != 1 {
+		t.Errorf("the database was asked %d times", pool.asked)
+	}
+}
+
+// What another process's lock, or a full disk, does to a write is told apart from what is our fault.
+func TestALockedDatabaseIsAway(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x.db")
+	s, err := Open(context.Background(), "sqlite", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	pool, err := s.db.DB()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool.SetMaxOpenConns(1) // so that this is the one that writes
+	if err := s.db.Exec("PRAGMA busy_timeout = 1").Error; err != nil {
+		t.Fatal(err)
+	}
+	mark := func(s *Store, name string) error {
+		return s.tx(context.Background(), func(db *gorm.DB) error { return db.Create(&Mark{Name: name}).Error })
+	}
+	other, err := Open(context.Background(), "sqlite", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	if err := other.tx(context.Background(), func(*gorm.DB) error {
+		if err := mark(s, "locked out"); !errors.Is(err, ErrAway) {
+			t.Error(err)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := mark(s, "after it"); err != nil {
+		t.Error(err)
+	}
+	var pages int
+	if err := s.db.Raw("PRAGMA page_count").Scan(&pages).Error; err != nil {
+		t.Fatal(err)
+	}
+	if err := s.db.Exec(fmt.Sprintf("PRAGMA max_page_count = %d", pages)).Error; err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; ; i++ {
+		if err := mark(s, strings.Repeat("x", 100)+fmt.Sprint(i)); err != nil {
+			if !errors.Is(err, ErrAway) {
+				t.Error(err)
+			}
+			return
+		}
 	}
 }

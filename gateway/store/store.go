@@ -16,12 +16,14 @@ import (
 	"path/filepath"
 	"time"
 
+	gosqlite "github.com/glebarez/go-sqlite"
 	"github.com/glebarez/sqlite"
 	mysqldriver "github.com/go-sql-driver/mysql"
 	"gorm.io/driver/mysql"
 	"gorm.io/gorm"
 	"gorm.io/gorm/clause"
 	"gorm.io/gorm/logger"
+	sqlite3 "modernc.org/sqlite/lib"
 )
 
 // Errors that callers tell apart with errors.Is.
@@ -32,6 +34,7 @@ var (
 	ErrReused    = errors.New("refresh token was used before")
 	ErrRevoked   = errors.New("session has ended")
 	ErrLastAdmin = errors.New("the last active admin must stay one")
+	ErrAway      = errors.New("the database can't be written to") // for now: it is locked, or its disk is full
 )
 
 // Store is an open database. It is safe for concurrent use.
@@ -173,6 +176,13 @@ func translate(err error) error {
 		return ErrNotFound
 	case errors.Is(err, gorm.ErrDuplicatedKey):
 		return ErrConflict
+	}
+	var refused *gosqlite.Error
+	if errors.As(err, &refused) {
+		switch refused.Code() & 0xff { // the rest says in which way
+		case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN:
+			return fmt.Errorf("%w: %w", ErrAway, err)
+		}
 	}
 	return err
 }
