@@ -23,6 +23,7 @@ import (
 
 	"github.com/learnos/learnos/internal/buildinfo"
 	"github.com/learnos/learnos/internal/config"
+	"github.com/learnos/learnos/internal/only"
 	"github.com/learnos/learnos/internal/queue"
 	"github.com/learnos/learnos/internal/reason"
 )
@@ -148,16 +149,11 @@ func nodeOptions(cfg config.Node) (Options, error) {
 
 // lockServe makes sure that a root has one daemon.
 func (n *Node) lockServe() (func(), error) {
-	path := filepath.Join(n.root, "serve.lock")
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("lock node: %w", err)
+	f, err := only.Lock(filepath.Join(n.root, "serve.lock"))
+	if errors.Is(err, only.ErrTaken) {
+		return nil, fmt.Errorf("another daemon serves %s already: stop it, or give this one a root of its own", n.root)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		_ = f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("another daemon serves %s already: stop it, or give this one a root of its own", n.root)
-		}
+	if err != nil {
 		return nil, fmt.Errorf("lock node: %w", err)
 	}
 	return func() { _ = f.Close() }, nil

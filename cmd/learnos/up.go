@@ -16,13 +16,13 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
-	"golang.org/x/sys/unix"
 	"gopkg.in/natefinch/lumberjack.v2"
 
 	"github.com/learnos/learnos/gateway"
 	"github.com/learnos/learnos/internal/buildinfo"
 	"github.com/learnos/learnos/internal/config"
 	"github.com/learnos/learnos/internal/embedetcd"
+	"github.com/learnos/learnos/internal/only"
 	"github.com/learnos/learnos/nodeagent"
 	"github.com/learnos/learnos/rootfs"
 	"github.com/learnos/learnos/web"
@@ -358,17 +358,13 @@ func (u *upper) openLog(dir string) (func(), error) {
 // lockDir makes sure that a data directory has one learnos up.
 func lockDir(dir string) (func(), error) {
 	path := filepath.Join(dir, "learnos.lock")
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("lock the data directory: %w", err)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		defer f.Close()
-		if !errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("lock %s: %w", path, err)
-		}
-		who, _ := io.ReadAll(io.LimitReader(f, 32))
+	f, err := only.Lock(path)
+	if errors.Is(err, only.ErrTaken) {
+		who, _ := os.ReadFile(path)
 		return nil, fmt.Errorf("another learnos up (process %s) uses %s; stop it first, or give this one a --data-dir and addresses of its own", strings.TrimSpace(string(who)), dir)
+	}
+	if err != nil {
+		return nil, err
 	}
 	if err := f.Truncate(0); err == nil {
 		_, _ = fmt.Fprintf(f, "%d\n", os.Getpid())

@@ -24,10 +24,10 @@ import (
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
-	"golang.org/x/sys/unix"
 	"gopkg.in/natefinch/lumberjack.v2"
 
 	"github.com/learnos/learnos/internal/config"
+	"github.com/learnos/learnos/internal/only"
 )
 
 // startTimeout bounds a start when the caller's context does not.
@@ -146,18 +146,11 @@ func (s *Server) start(ctx context.Context, cfg *embed.Config) error {
 
 // lock keeps a second process out, which would otherwise wait for the first one's database without a word.
 func lock(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return nil, err
+	f, err := only.Lock(path)
+	if errors.Is(err, only.ErrTaken) {
+		return nil, errors.New("another process is using it; stop that one, or choose another data directory")
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, errors.New("another process is using it; stop that one, or choose another data directory")
-		}
-		return nil, fmt.Errorf("lock %s: %w", path, err)
-	}
-	return f, nil
+	return f, err
 }
 
 // Config says how clients on this machine reach the server: its address and the TLS files.
