@@ -32,6 +32,7 @@ type socketMaker struct {
 	listener int
 	made     int    // an epoll instance that waits for nothing: it is the kernel's list of netlink sockets that are still open
 	list     int    // the text of that list
+	users    string // what /proc/PID/uid_map says of who is in our user namespace
 	network  uint64 // the number of a file that our network namespace has for itself
 	room     int    // how many may be made before the list must be read again: closing only ever makes it shorter
 	read     int64  // when it was last read, in monotonic milliseconds
@@ -89,8 +90,17 @@ func (m *socketMaker) prepare() (err error) {
 	if m.made > 0 {
 		return nil
 	}
+	// Root inside may signal us. A signal while a socket is being handed over would leave the asker with 0 for a descriptor: the
+	// kernel takes the answer for given then, and we can't give another. (Not earlier: AllThreadsSyscall comes by a signal.)
+	all := ^uint64(0)
+	if _, _, errno := syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_BLOCK, uintptr(unsafe.Pointer(&all)), 0, unsafe.Sizeof(all), 0, 0); errno != 0 {
+		return errno
+	}
 	self := strconv.Itoa(unix.Getpid())
 	if m.network, err = m.networkOf(self); err != nil {
+		return err
+	}
+	if m.users, err = m.usersOf(self); err != nil {
 		return err
 	}
 	made, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
@@ -201,6 +211,12 @@ func (m *socketMaker) answer(n *notification) (fd int, kind int, errno syscall.E
 	if hidden {
 		if w, err = m.hidden(pid, int64(uint32(n.args[1]))); err != nil {
 			return -1, 0, unix.ENOSYS // as if there were no such call
+		}
+	}
+	if users, err := m.usersOf(pid); err != nil || users != m.users {
+		who.caps = 0 // they are those of a user namespace that somebody has made for himself, which this network is not of
+		if errno := m.become(who); errno != 0 {
+			return -1, 0, errno
 		}
 	}
 	fd, errno = m.make(w)
@@ -338,6 +354,18 @@ func (m *socketMaker) networkOf(pid string) (uint64, error) {
 	var st unix.Stat_t
 	err = unix.Fstat(fd, &st)
 	return st.Ino, err
+}
+
+// usersOf tells user namespaces apart: each has a map of its own. Ours has ids of the namespace around it, others those of ours.
+func (m *socketMaker) usersOf(pid string) (string, error) {
+	fd, err := m.file(pid+"/uid_map", unix.O_RDONLY)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(fd)
+	var buf [4096]byte
+	n, err := unix.Read(fd, buf[:])
+	return string(buf[:max(n, 0)]), err
 }
 
 // file opens a file of procfs, and nothing that somebody who may has mounted over it.

@@ -293,6 +293,39 @@ func TestSocketsOf32BitPrograms(t *testing.T) {
 	}
 }
 
+// TestSignalsToTheMaker: who may signal init gets no answer that is none: as 0, which is not a socket.
+func TestSignalsToTheMaker(t *testing.T) {
+	c := start(t, newRuntime(t), CreateOptions{Spec: withInside(t)})
+	if got := inside(t, c, "", "nag", "300"); got != "true 0" {
+		t.Errorf("enough sockets, and answers that are none: %s", got)
+	}
+}
+
+// TestSocketsOfNestedUsers: capabilities in a user namespace that somebody makes for himself are none over the network that he
+// is in, whoever makes the socket for him.
+func TestSocketsOfNestedUsers(t *testing.T) {
+	arches := []string{goruntime.GOARCH}
+	if goruntime.GOARCH == "amd64" && os.Getenv("LEARNOS_VM") == "" {
+		arches = append(arches, "386")
+	}
+	r := newRuntime(t)
+	for _, arch := range arches {
+		spec := withInsideOf(t, arch)
+		for _, set := range []*[]string{&spec.Process.Capabilities.Bounding, &spec.Process.Capabilities.Effective, &spec.Process.Capabilities.Permitted} {
+			*set = append(slices.Clone(*set), "CAP_SYS_ADMIN", "CAP_NET_RAW", "CAP_SYS_PTRACE")
+		}
+		var err error
+		if spec.Linux.Seccomp, err = DefaultSeccomp(spec); err != nil {
+			t.Fatal(err)
+		}
+		c := start(t, r, CreateOptions{ID: "nested" + arch, Spec: spec})
+		got := inside(t, c, "user", "nested")
+		if !strings.HasPrefix(got, "inet <nil>, ") || !strings.Contains(got, "raw operation not permitted, packet operation not permitted") {
+			t.Errorf("%s: %s", arch, got)
+		}
+	}
+}
+
 func TestNetlinkRoom(t *testing.T) {
 	per := netlinkSocketMemory()
 	limit := func(n int64) *specs.LinuxResources {

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 	"unsafe"
 
@@ -210,6 +211,56 @@ var ways = map[string]func(n int) string{
 			}
 		}
 		return "inet"
+	},
+	"nag": func(n int) string { // all threads of PID 1 are sent signals while it makes sockets
+		var wrong, made atomic.Int32
+		var done atomic.Bool
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() {
+				for !done.Load() {
+					fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW, 0)
+					if err == nil && fd < 3 {
+						wrong.Add(1)
+					} else if err == nil {
+						made.Add(1)
+						unix.Close(fd)
+					}
+				}
+			})
+		}
+		threads, err := os.ReadDir("/proc/1/task")
+		if err != nil {
+			return err.Error()
+		}
+		for i := 0; i < 50*n || made.Load() < int32(n) && i < 5000*n; i++ {
+			for _, t := range threads {
+				tid, _ := strconv.Atoi(t.Name())
+				if err := unix.Tgkill(1, tid, unix.SIGURG); err != nil {
+					return err.Error()
+				}
+			}
+		}
+		done.Store(true)
+		wg.Wait()
+		return fmt.Sprint(made.Load() >= int32(n), " ", wrong.Load())
+	},
+	"nested": func(int) string { // as root of a user namespace of its own, in the same network
+		out, in, err := os.Pipe()
+		if err != nil {
+			return err.Error()
+		}
+		pid, err := syscall.ForkExec("/inside", []string{"/inside", "kinds"}, &syscall.ProcAttr{
+			Env: os.Environ(), Files: []uintptr{0, in.Fd(), 2}, Sys: &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER,
+				UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
+				GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}}})
+		if err != nil {
+			return err.Error()
+		}
+		in.Close()
+		b, _ := io.ReadAll(out)
+		_, _ = unix.Wait4(pid, nil, 0, nil)
+		return strings.TrimSpace(string(b))
 	},
 	"elsewhere": func(int) string {
 		goruntime.LockOSThread()
