@@ -80,6 +80,9 @@ func catch(pid int, say func(string, ...any)) {
 	if err == nil {
 		say("exe is", exe)
 	}
+	if unix.Kill(pid, unix.SIGSTOP) == nil { // wherever it is, there is time to look at it then
+		defer unix.Kill(pid, unix.SIGCONT)
+	}
 	for _, flags := range []int{unix.O_RDONLY, unix.O_WRONLY, unix.O_PATH} {
 		if fd, err := unix.Open(proc+"/exe", flags|unix.O_CLOEXEC, 0); err == nil {
 			link, _ := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
