@@ -72,6 +72,7 @@ type Fleet struct {
 	Options
 	now     func() time.Time
 	healthy atomic.Bool
+	full    atomic.Bool   // etcd answers and takes nothing, so that asking it is not enough to know that it is well
 	wake    chan struct{} // the outbox has work
 
 	mu    sync.Mutex
@@ -93,7 +94,7 @@ func New(o Options) *Fleet {
 	return f
 }
 
-// Healthy tells whether etcd answered lately.
+// Healthy tells whether etcd answered lately, and took what it was given.
 func (f *Fleet) Healthy() bool { return f.healthy.Load() }
 
 // Nodes lists the nodes that are online, as last heard.
@@ -120,12 +121,25 @@ func Away() *problem.Problem {
 		"What runs keeps running. Try again in a few seconds; an operator should look at etcd if this lasts.").After(5 * time.Second)
 }
 
-// probe asks etcd for a key that is never there.
+// refused notes, of an error of etcd's, that it takes nothing more.
+func (f *Fleet) refused(err error) {
+	if errors.Is(err, queue.ErrFull) && !f.full.Swap(true) {
+		f.healthy.Store(false)
+		f.Log.Error("etcd is full and takes nothing; compact and defragment it, then disarm its alarm", "error", err)
+	}
+}
+
+// probe asks etcd for a key that is never there, and when it was full last time, whether it is still.
 func (f *Fleet) probe(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, probeIn)
 	defer cancel()
 	_, err := f.Queue.Status(ctx, "probe")
 	ok := err == nil || errors.Is(err, queue.ErrNotFound)
+	if ok && f.full.Load() {
+		err = f.Queue.Room(ctx)
+		ok = err == nil
+		f.full.Store(!ok)
+	}
 	if was := f.healthy.Swap(ok); was != ok && ctx.Err() != context.Canceled {
 		if ok {
 			f.Log.Info("etcd answers")
@@ -293,6 +307,7 @@ func (f *Fleet) enqueue(ctx context.Context, e store.Environment, note bool) (st
 	}
 	// Both errors mean that it is there: this very call was made before and its answer lost.
 	if err != nil && !errors.Is(err, queue.ErrExists) && !errors.Is(err, queue.ErrBusy) {
+		f.refused(err)
 		return e, fmt.Errorf("enqueue environment %s: %w", e.ID, err)
 	}
 	if !note { // a delete that came meanwhile left its mark in the queue, and no node will take the job
@@ -417,6 +432,7 @@ func (f *Fleet) settle(ctx context.Context, e store.Environment) error {
 func (f *Fleet) askDelete(ctx context.Context, e store.Environment, node string) error {
 	err := f.Queue.Enqueue(ctx, queue.Job{ID: queue.DeleteID(e.ID), Kind: queue.KindDelete, EnvID: e.ID, Node: node, Reason: reason.Say(reason.ByOwner)})
 	if err != nil && !errors.Is(err, queue.ErrExists) {
+		f.refused(err)
 		return fmt.Errorf("enqueue the delete job: %w", err)
 	}
 	at := store.At(f.now())

@@ -2,12 +2,17 @@ package fleet
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"path/filepath"
 	"testing"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
 	"github.com/learnos/learnos/gateway/catalogue"
+	"github.com/learnos/learnos/gateway/problem"
 	"github.com/learnos/learnos/gateway/store"
 	"github.com/learnos/learnos/internal/queue"
 	"github.com/learnos/learnos/internal/queue/queuetest"
@@ -153,5 +158,39 @@ func TestAYoungerEtcdIsHeard(t *testing.T) {
 	f.sweep(ctx)
 	if e, _ = f.Store.Environment(ctx, e.ID); e.State != queue.StateOverstep || e.Reason != "traffic" {
 		t.Fatal(e.State)
+	}
+}
+
+// A full etcd answers every question and takes nothing. What was accepted before anybody knew waits, nothing new is accepted,
+// and all goes on when there is room again.
+func TestAFullEtcdAcceptsNothing(t *testing.T) {
+	f, u := bare(t)
+	ctx := context.Background()
+	etcd := queuetest.Start(t)
+	f.Queue = queue.New(etcd.Client(), "/t/")
+	alarm := pb.NewMaintenanceClient(etcd.Client().ActiveConnection())
+	if _, err := alarm.Alarm(ctx, &pb.AlarmRequest{Action: pb.AlarmRequest_ACTIVATE, Alarm: pb.AlarmType_NOSPACE}); err != nil {
+		t.Fatal(err)
+	}
+	image := store.Image{Name: "busybox"}
+	first, err := f.Create(ctx, u, image, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // and it does not forget
+		var p *problem.Problem
+		if _, err := f.Create(ctx, u, image, ""); !errors.As(err, &p) || p.Code != "queue_unavailable" || f.Healthy() {
+			t.Fatal("accepted, or refused otherwise:", err)
+		}
+	}
+	if _, err := etcd.Client().AlarmDisarm(ctx, &clientv3.AlarmMember{Alarm: pb.AlarmType_NOSPACE}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Create(ctx, u, image, ""); err != nil {
+		t.Fatal(err)
+	}
+	f.emptyOutbox(ctx)
+	if st, err := f.Queue.Status(ctx, first.ID); err != nil || st.State != queue.StateQueued {
+		t.Fatal(st, err)
 	}
 }

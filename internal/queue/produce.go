@@ -3,10 +3,12 @@ package queue
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -17,7 +19,11 @@ import (
 // environment is: a create that is still pending is cancelled instead, an environment that is on no node becomes
 // deleted at once, and otherwise the job is bound to the node that has it. A delete that came to nothing before is
 // tried again, one of an environment that is deleted already does nothing.
-func (q *Queue) Enqueue(ctx context.Context, j Job) error {
+//
+// ErrFull: etcd takes nothing more.
+func (q *Queue) Enqueue(ctx context.Context, j Job) error { return full(q.enqueue(ctx, j)) }
+
+func (q *Queue) enqueue(ctx context.Context, j Job) error {
 	if j.EnqueuedAt.IsZero() {
 		j.EnqueuedAt = time.Now().UTC()
 	}
@@ -155,10 +161,28 @@ func (q *Queue) Cancel(ctx context.Context, jobID string) (bool, error) {
 	}
 }
 
+// Room finds out whether etcd takes anything: ErrFull when it does not. It costs a write.
+func (q *Queue) Room(ctx context.Context) error {
+	if _, err := q.cli.Put(ctx, q.key("room"), ""); err != nil {
+		return full(fmt.Errorf("write to etcd: %w", err))
+	}
+	return nil
+}
+
+// full tells ErrFull from other errors.
+func full(err error) error {
+	if errors.Is(err, rpctypes.ErrNoSpace) {
+		return fmt.Errorf("%w: %w", ErrFull, err)
+	}
+	return err
+}
+
 // EnqueueAgain gives a create whose environment has ended (a failed one, say) another life under the same id, from
 // its first attempt on. ErrBusy when the environment has not ended, ErrNotFound when etcd never heard of it or has
 // forgotten it (Enqueue does then).
-func (q *Queue) EnqueueAgain(ctx context.Context, j Job) error {
+func (q *Queue) EnqueueAgain(ctx context.Context, j Job) error { return full(q.enqueueAgain(ctx, j)) }
+
+func (q *Queue) enqueueAgain(ctx context.Context, j Job) error {
 	j.EnqueuedAt = time.Now().UTC()
 	j.Attempts, j.NotBefore = 0, time.Time{}
 	if err := j.check(); err != nil {

@@ -39,6 +39,8 @@ var (
 	ErrNotFound = errors.New("not found in the queue")
 	// ErrBusy: the environment still has a pending or running job.
 	ErrBusy = errors.New("environment still has a job")
+	// ErrFull: etcd answers and takes nothing more, since its quota is used up (its alarm NOSPACE).
+	ErrFull = errors.New("etcd is full")
 	// ErrNameTaken: a living node with another Instance holds this node name.
 	ErrNameTaken = errors.New("node name is taken by another living node")
 	// ErrLeaseLost: the node's or gateway's lease is gone and a new one could not be had yet.
