@@ -42,10 +42,18 @@ func Start(t testing.TB, args ...string) *Etcd {
 	if _, err := os.Stat(Binary); err != nil {
 		t.Fatalf("%v: apt-get install etcd-server", err)
 	}
-	e := &Etcd{Endpoint: freeAddress(t), peer: freeAddress(t), t: t, dir: t.TempDir(), args: args}
-	e.Restart()
-	t.Cleanup(e.Kill)
-	return e
+	for tries := 3; ; tries-- {
+		e := &Etcd{Endpoint: freeAddress(t), peer: freeAddress(t), t: t, dir: t.TempDir(), args: args}
+		err := e.start()
+		if err == nil {
+			t.Cleanup(e.Kill)
+			return e
+		}
+		if tries == 1 {
+			t.Fatal(err)
+		}
+		t.Logf("trying again, as others may have been given the same ports meanwhile: %v", err)
+	}
 }
 
 // freeAddress is one that was free just now.
@@ -88,9 +96,15 @@ func (e *Etcd) Resume() { _ = e.cmd.Process.Signal(syscall.SIGCONT) }
 // Restart starts the server again with the same data and address, after Kill, and waits until it serves.
 func (e *Etcd) Restart() {
 	e.t.Helper()
+	if err := e.start(); err != nil {
+		e.t.Fatal(err)
+	}
+}
+
+func (e *Etcd) start() error {
 	log, err := os.OpenFile(filepath.Join(e.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
-		e.t.Fatal(err)
+		return err
 	}
 	defer log.Close()
 	url, peer := "http://"+e.Endpoint, "http://"+e.peer
@@ -113,14 +127,15 @@ func (e *Etcd) Restart() {
 		close(gone)
 	}()
 	if err := <-started; err != nil {
-		e.t.Fatal(err)
+		return err
 	}
 	e.cmd, e.gone = cmd, gone
 	if err := e.ready(); err != nil {
 		e.Kill()
 		text, _ := os.ReadFile(log.Name())
-		e.t.Fatalf("etcd does not serve: %v\n%s", err, text[max(0, len(text)-4000):])
+		return fmt.Errorf("etcd does not serve: %w\n%s", err, text[max(0, len(text)-4000):])
 	}
+	return nil
 }
 
 func (e *Etcd) ready() error {
