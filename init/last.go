@@ -1,3 +1,5 @@
+//lint:file-ignore U1000 called from assembly (entry_amd64.s, entry_arm64.s), which staticcheck does not read
+
 package main
 
 import (
