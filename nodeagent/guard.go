@@ -21,7 +21,8 @@ import (
 // accepts) the kernel charges to no cgroup, on v1 and v2 alike, and bounds by socket only: a few hundred sockets hold
 // gigabytes inside a limit of megabytes. So somebody has to look. Every guardTick one figure of the whole machine is read;
 // only when the kernel's own memory has grown by guardStep since the last look, or every guardAtLeast, are the
-// sockets of the environments counted that have enough of them to matter, and who holds more than its memory limit in them is ended: it has then about twice its limit.
+// sockets of the environments counted that have enough of them to matter, and who holds more than its memory limit in them is
+// ended: it has then about twice its limit.
 const (
 	guardTick = 100 * time.Millisecond
 	guardStep = 32 << 20

@@ -15,7 +15,7 @@ import (
 
 // What lies unread in a netlink socket is the kernel's memory, charged to nobody (net/netlink/af_netlink.c allocates without
 // __GFP_ACCOUNT): only how many sockets there are bounds it. So init makes all netlink sockets of its environment itself
-// (init/netlink.go); here is how it gets to be asked, and how many it may make.
+// (init/sockets.go); here is how it gets to be asked, and how many it may make.
 
 const (
 	// netlinkMemory is what the netlink sockets of an environment may hold together, in bytes, if its limit of memory is
@@ -56,7 +56,8 @@ const (
 )
 
 // socketFilter is the program that has init asked for every netlink socket, and for every socket that i386's socketcall(2) is
-// to make; all other calls it lets pass. It stands beside the profile's, whose refusals come first (seccomp(2): the verdict that takes precedence over all others is taken).
+// to make; all other calls it lets pass. It stands beside the profile's, whose refusals come first (seccomp(2): the verdict
+// that takes precedence over all others is taken).
 var socketFilter = sync.OnceValues(func() ([]byte, error) {
 	a := &assembler{}
 	a.add(unix.BPF_LD|unix.BPF_W|unix.BPF_ABS, dataArch)
