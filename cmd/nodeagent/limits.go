@@ -155,7 +155,7 @@ const minRate = 8_000
 
 // parseRate reads "10m", "1.5gbit", "500kbit/s": bits per second, in powers of 1000 as networks have it.
 func parseRate(s string) (int64, error) {
-	bad := fmt.Errorf("rate %q: want bits per second as a number and k, m or g, as in 10m", s)
+	bad := fmt.Errorf("rate %q: want bits per second as a number and k, m, g or t, as in 10m", s)
 	n, ok := parseNumber(strings.TrimSuffix(strings.TrimSuffix(strings.ToLower(strings.TrimSpace(s)), "/s"), "bit"), 1000)
 	switch {
 	case !ok:
