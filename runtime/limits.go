@@ -370,6 +370,11 @@ func (l *limits) unified(file, value string) {
 		l.fail(what, errors.New("cgroup v2 is not mounted"))
 		return
 	}
+	controller, _, _ := strings.Cut(file, ".")
+	if h := l.g.hs.control[controller]; h != nil && !h.v2 {
+		l.fail(what, fmt.Errorf("the %s controller is on cgroup v1, which has no %s (boot with systemd.unified_cgroup_hierarchy=1)", controller, file))
+		return
+	}
 	if err := writeFile(filepath.Join(l.g.dir(l.g.hs.unified), file), value); err != nil {
 		l.fail(what, err)
 	}
