@@ -39,7 +39,9 @@ const ours = "Learnos: all processes"
 
 func (b *bench) manyIdle(ctx context.Context, n int, memory, latency *Measure) (err error) {
 	before := footprint()
-	p, c, err := b.platform(ctx, "idle", map[string]string{"LEARNOS_NODE_SPARES": "0"})
+	p, c, err := b.platform(ctx, "idle", map[string]string{
+		"LEARNOS_NODE_SPARES": "0", "LEARNOS_NODE_DISKOVERCOMMIT": "1000", // a thousand limits of 2 GiB, of which next to nothing is used
+	})
 	if err != nil {
 		return err
 	}
