@@ -36,7 +36,7 @@ func swell(args []string) error {
 	if way == nil {
 		return errors.New("no such way to swell")
 	}
-	time.Sleep(1) // Go's timers take a descriptor when they are first used, and there may be none afterwards
+	time.Sleep(time.Nanosecond) // Go's timers take a descriptor when they are first used, and there may be none afterwards
 	n, err := way(mib << 20)
 	fmt.Println(n>>20, err)
 	time.Sleep(hold)
